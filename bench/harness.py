@@ -1,0 +1,173 @@
+"""Runs jobs, each in a fresh process, and turns what comes back into rows.
+
+A job that would not fit in the memory at hand is refused before it starts: a machine that swaps measures its disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from contrastile.bench.cases import Case
+from contrastile.bench.child import ERROR_ROWS, PRODUCT_BUFFER_BYTES
+from contrastile.bench.implementations import IMPLEMENTATIONS
+from contrastile.bench.machine import GIB, MIB, available_bytes
+
+PROCESS_BYTES = GIB // 2  # interpreter, torch and a bounded workspace
+USABLE_SHARE = 0.9  # of the memory available
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of a case. Figures are None unless status is "measured" and they were asked for."""
+
+    case: Case
+    status: str  # measured | refused | skipped | failed
+    reason: str | None = None
+    seconds: float | None = None  # forward + backward, median of the repetitions
+    seconds_min: float | None = None
+    seconds_max: float | None = None
+    product_seconds: float | None = None  # one N x M x D float32 product, median
+    in_products: float | None = None  # seconds / product_seconds of the same repetition, median
+    fma_peak: float | None = None  # flop/s, median
+    fma_fraction: float | None = None  # flop of the products / (seconds * peak around them), median
+    no_peak: str | None = None  # why there is no FMA peak
+    extra_bytes: int | None = None  # peak beyond inputs, output and gradients
+    memory_note: str | None = None
+    loss_error: float | None = None  # relative, against float64
+    gradient_error: float | None = None  # largest, relative to the largest entry
+    error_rows: int | None = None
+    # (seconds, product seconds, peak) of each repetition
+    repetitions: list[tuple[float, float, float | None]] | None = None
+
+    @property
+    def extra_mib(self) -> float | None:
+        return None if self.extra_bytes is None else self.extra_bytes / MIB
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self.case), **{key: value for key, value in asdict(self).items() if key != "case"}}
+
+
+def needed_bytes(cases: Sequence[Case], *, timed: bool = True) -> int:
+    """Estimate for the child: every case's inputs and gradients, the hungriest one's scores, the product's buffer."""
+    embeddings = sum(2 * case.embedding_bytes for case in cases)
+    pairs = max(4 * case.rows * case.cols * IMPLEMENTATIONS[case.implementation].pair_matrices for case in cases)
+    buffer = min(PRODUCT_BUFFER_BYTES, 4 * cases[0].rows * cases[0].cols) if timed else 0
+    return int(embeddings + pairs + buffer + PROCESS_BYTES)
+
+
+def refusal(cases: Sequence[Case], *, timed: bool = True) -> str | None:
+    available = available_bytes()
+    needed = needed_bytes(cases, timed=timed)
+    if available is None or needed <= USABLE_SHARE * available:
+        return None
+    return f"needs {needed / GIB:.1f} GiB, {available / GIB:.1f} GiB available"
+
+
+def missing(case: Case) -> str | None:
+    """Why this case cannot run here, if that is known beforehand."""
+    implementation = IMPLEMENTATIONS[case.implementation]
+    if case.loss not in implementation.losses:
+        return f"{case.implementation} has no {case.loss}"
+    if case.backend is not None:
+        from contrastile import backends
+
+        if case.implementation != "contrastile":
+            return f"{case.implementation} has no backends"
+        if case.backend not in backends.available():
+            return f"no backend named {case.backend!r}"
+        return backends.available()[case.backend]
+    return implementation.missing()
+
+
+def run_job(
+    cases: Sequence[Case],
+    *,
+    repeats: int = 5,
+    memory: bool = True,
+    error: bool = False,
+    limit_seconds: float | None = None,
+) -> list[Row]:
+    """Measure cases of equal size, dtype and threads in one fresh process; those that cannot run get a reason.
+
+    Memory is only meaningful for a case alone in its process: with several, pass memory=False.
+    """
+    sizes = {(case.rows, case.cols, case.dim, case.dtype, case.threads) for case in cases}
+    if len(sizes) != 1:
+        raise ValueError(f"cases of one job must agree in size, dtype and threads, got {sorted(sizes)}")
+    reasons = {case: missing(case) for case in cases}
+    able = [case for case in cases if reasons[case] is None]
+    refused = refusal(able, timed=repeats > 0) if able else None
+    measured: dict[Case, dict[str, Any]] = {}
+    if refused:
+        measured = {case: {"status": "refused", "reason": refused} for case in able}
+    elif able:
+        job = {"cases": [asdict(case) for case in able], "repeats": repeats, "memory": memory, "error": error}
+        measured = dict(zip(able, _in_child(job, limit_seconds), strict=True))
+    skipped: dict[Case, dict[str, Any]] = {
+        case: {"status": "skipped", "reason": reason} for case, reason in reasons.items() if reason
+    }
+    return [Row(case=case, **{**skipped, **measured}[case]) for case in cases]
+
+
+def run_cases(
+    cases: Iterable[Case],
+    *,
+    repeats: int = 5,
+    limit_seconds: float | None = None,
+    on_row: Callable[[Row], None] | None = None,
+) -> list[Row]:
+    """Each case in its own process, the float64 error once per implementation (at ERROR_ROWS, whatever the size)."""
+    rows: list[Row] = []
+    known_error: dict[tuple[object, ...], Row] = {}
+    for case in cases:
+        key = (case.loss, case.implementation, case.backend, case.dim, case.dtype)
+        row = run_job([case], repeats=repeats, error=key not in known_error, limit_seconds=limit_seconds)[0]
+        if row.status == "measured":
+            source = known_error.setdefault(key, row)
+            row = _with_error_of(row, source)
+        rows.append(row)
+        if on_row:
+            on_row(row)
+    return rows
+
+
+def _with_error_of(row: Row, source: Row) -> Row:
+    return Row(
+        **{
+            **row.__dict__,
+            "loss_error": source.loss_error,
+            "gradient_error": source.gradient_error,
+            "error_rows": ERROR_ROWS,
+        }
+    )
+
+
+def _in_child(job: dict[str, Any], limit_seconds: float | None) -> list[dict[str, Any]]:
+    threads = str(job["cases"][0]["threads"])
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "contrastile.bench.child", str(result)],
+                input=json.dumps(job),
+                capture_output=True,
+                text=True,
+                timeout=limit_seconds,
+                env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            )
+        except subprocess.TimeoutExpired:
+            failure = {"status": "failed", "reason": f"not done after {limit_seconds:.0f} s"}
+            return [failure for _ in job["cases"]]
+        if done.returncode == 0 and result.is_file():
+            figures: list[dict[str, Any]] = json.loads(result.read_text())
+            return figures
+    last_words = (done.stderr.strip() or "no message").splitlines()[-1]
+    return [{"status": "failed", "reason": f"exit {done.returncode}: {last_words}"} for _ in job["cases"]]

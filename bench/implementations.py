@@ -1,0 +1,69 @@
+"""Everything that can be measured: contrastile, plain PyTorch, and the losses of other libraries.
+
+An implementation turns a Case into a function of Inputs that returns a scalar loss with a gradient. Those of
+other libraries are looked up when they are asked for, so each may be absent.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from contrastile.bench import dense, libraries
+from contrastile.bench.cases import LOSSES, SCALE, Case, Inputs
+from torch import Tensor
+
+Loss = Callable[[Inputs], Tensor]
+
+
+@dataclass(frozen=True)
+class Implementation:
+    build: Callable[[Case], Loss]
+    losses: tuple[str, ...]
+    # float32 matrices of N x M alive at the peak, rounded up: what a case is refused by
+    pair_matrices: float
+    modules: tuple[str, ...] = ()  # that must be importable
+    # differentiates through a normalisation of its own, so its gradient is orthogonal to the rows
+    normalizes: bool = False
+    # compiles for the shape it sees: the compiler's own memory is not the loss's
+    compiles: bool = False
+
+    def missing(self) -> str | None:
+        absent = [name for name in self.modules if importlib.util.find_spec(name) is None]
+        return f"not installed: {', '.join(absent)}" if absent else None
+
+
+def _contrastile(case: Case) -> Loss:
+    import contrastile as ct
+
+    def run(inputs: Inputs) -> Tensor:
+        x, y = inputs.pair
+        if case.loss == "gamma":
+            return ct.gamma_contrastive(x, y, SCALE, inputs.log_u, inputs.log_v, backend=case.backend).loss
+        if case.loss == "nt_xent":
+            return ct.nt_xent(x, SCALE, backend=case.backend)
+        return ct.info_nce(x, y, SCALE, symmetric=case.loss == "symmetric", backend=case.backend)
+
+    return run
+
+
+def _compiled(case: Case) -> Loss:
+    return dense.evaluate(case.loss, lambda function: torch.compile(function, dynamic=False))
+
+
+_PAIRED = ("one_direction", "symmetric")
+
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "contrastile": Implementation(_contrastile, LOSSES, 0.0),
+    "dense": Implementation(lambda case: dense.evaluate(case.loss), LOSSES, 6.0),
+    "compiled": Implementation(_compiled, LOSSES, 4.0, compiles=True),
+    "checkpointed": Implementation(lambda case: dense.evaluate_in_strips(case.loss), LOSSES, 0.0),
+    "linear_cross_entropy": Implementation(libraries.linear_cross_entropy, _PAIRED, 1.0),
+    "open_clip": Implementation(libraries.open_clip, ("symmetric",), 6.0, ("open_clip",)),
+    "lightly": Implementation(libraries.lightly, ("nt_xent",), 8.0, ("lightly",), normalizes=True),
+    "mnrl": Implementation(libraries.mnrl, _PAIRED, 8.0, ("sentence_transformers",)),
+    "cached_mnrl": Implementation(libraries.cached_mnrl, _PAIRED, 0.0, ("sentence_transformers",)),
+    "keops": Implementation(libraries.keops, _PAIRED, 0.0, ("pykeops",)),
+}

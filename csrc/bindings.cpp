@@ -1,0 +1,131 @@
+// contrastile._C: the C++ backends as seen from Python. Tensors cross as addresses, so that no
+// libtorch is linked and one build serves every torch; python/contrastile/backends/cpu.py, the only
+// caller, checks shapes and keeps the tensors alive during a call.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cpu/blas.h"
+#include "cpu/sweeps.h"
+#include "cpu/vector_kernels.h"
+
+namespace py = pybind11;
+using namespace contrastile::cpu;
+
+namespace {
+
+using Address = std::optional<std::uintptr_t>;
+
+template <class T>
+T* pointer(Address address) {
+  return address ? reinterpret_cast<T*>(*address) : nullptr;
+}
+
+ElementType element_type(const std::string& name) {
+  if (name == "float16") return ElementType::float16;
+  if (name == "bfloat16") return ElementType::bfloat16;
+  if (name == "float32") return ElementType::float32;
+  if (name == "float64") return ElementType::float64;
+  throw std::invalid_argument("element type " + name + ": expected float16, bfloat16, float32 or float64");
+}
+
+template <class Real>
+void bind_sweeps(py::module_& module, const char* suffix) {
+  const auto named = [&](const char* name) { return std::string(name) + suffix; };
+
+  py::class_<PairProblem<Real>>(module, named("PairProblem").c_str())
+      .def(py::init([](const EmbeddingView& anchors, const EmbeddingView& candidates, Address scale, Address positives,
+                       Address row_groups, Address col_groups, std::optional<std::int64_t> self_offset,
+                       bool self_similarity) {
+             return PairProblem<Real>{anchors,
+                                      candidates,
+                                      pointer<Real>(scale),
+                                      pointer<std::int64_t>(positives),
+                                      pointer<std::int64_t>(row_groups),
+                                      pointer<std::int64_t>(col_groups),
+                                      self_offset,
+                                      self_similarity};
+           }),
+           py::kw_only(), py::arg("anchors"), py::arg("candidates"), py::arg("scale"), py::arg("positives"),
+           py::arg("row_groups"), py::arg("col_groups"), py::arg("self_offset"), py::arg("self_similarity"));
+
+  py::class_<PairStats<Real>>(module, named("PairStats").c_str())
+      .def(py::init([](Address row_max, Address row_sum, Address col_max, Address col_sum, Address positive_logit,
+                       Address row_rank) {
+             return PairStats<Real>{pointer<Real>(row_max), pointer<Real>(row_sum),        pointer<Real>(col_max),
+                                    pointer<Real>(col_sum), pointer<Real>(positive_logit), pointer<std::int64_t>(row_rank)};
+           }),
+           py::kw_only(), py::arg("row_max") = py::none(), py::arg("row_sum") = py::none(),
+           py::arg("col_max") = py::none(), py::arg("col_sum") = py::none(), py::arg("positive_logit") = py::none(),
+           py::arg("row_rank") = py::none());
+
+  py::class_<GivenWeights<Real>>(module, named("GivenWeights").c_str())
+      .def(py::init([](Address row_shift, Address row_gain, Address col_shift, Address col_gain,
+                       Address positive_coeff, bool cap) {
+             return GivenWeights<Real>{pointer<Real>(row_shift), pointer<Real>(row_gain),       pointer<Real>(col_shift),
+                                       pointer<Real>(col_gain),  pointer<Real>(positive_coeff),
+                                       cap ? WeightFunction::capped : WeightFunction::exponential};
+           }),
+           py::kw_only(), py::arg("row_shift"), py::arg("row_gain"), py::arg("col_shift"), py::arg("col_gain"),
+           py::arg("positive_coeff"), py::arg("cap"));
+
+  py::class_<PairGrads<Real>>(module, named("PairGrads").c_str())
+      .def(py::init([](Address dx, Address dy, Address row_moment, Address row_mass, Address col_mass) {
+             return PairGrads<Real>{pointer<Real>(dx), pointer<Real>(dy), pointer<Real>(row_moment),
+                                    pointer<Real>(row_mass), pointer<Real>(col_mass)};
+           }),
+           py::kw_only(), py::arg("dx"), py::arg("dy"), py::arg("row_moment"), py::arg("row_mass"),
+           py::arg("col_mass"));
+
+  const py::call_guard<py::gil_scoped_release> without_gil;
+  module.def(named("pair_stats").c_str(), &pair_stats<Real>, without_gil);
+  module.def(named("pair_grad_given").c_str(), &pair_grad_given<Real>, without_gil);
+  module.def(named("pair_grad_softmax").c_str(), &pair_grad_softmax<Real>, without_gil);
+}
+
+double fma_peak(int threads, double seconds) {
+  std::vector<double> rates(threads);
+  std::vector<std::thread> team;
+  for (double& rate : rates) team.emplace_back([&rate, seconds] { rate = vector_isa().fma_rate(seconds); });
+  for (std::thread& member : team) member.join();
+  double total = 0;
+  for (const double rate : rates) total += rate;
+  return total;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+  module.doc() = "C++ sweeps over raw pointers; use contrastile.backends.";
+
+  py::class_<EmbeddingView>(module, "EmbeddingView")
+      .def(py::init([](Address data, std::int64_t rows, std::int64_t depth, std::int64_t row_stride,
+                       const std::string& type) {
+             return EmbeddingView{pointer<void>(data), rows, depth, row_stride, element_type(type)};
+           }),
+           py::kw_only(), py::arg("data"), py::arg("rows"), py::arg("depth"), py::arg("row_stride"),
+           py::arg("element_type"));
+
+  py::class_<Execution>(module, "Execution")
+      .def(py::init([](int threads, std::int64_t workspace_bytes) { return Execution{threads, workspace_bytes}; }),
+           py::kw_only(), py::arg("threads"), py::arg("workspace_bytes"));
+
+  bind_sweeps<float>(module, "_float32");
+  bind_sweeps<double>(module, "_float64");
+
+  module.def(
+      "set_blas",
+      [](std::uintptr_t sgemm, std::uintptr_t dgemm) {
+        blas() = {reinterpret_cast<CblasGemm<float>>(sgemm), reinterpret_cast<CblasGemm<double>>(dgemm)};
+      },
+      py::arg("sgemm"), py::arg("dgemm"), "Addresses of cblas_sgemm and cblas_dgemm (32-bit integers, one thread).");
+  module.def("isa", [] { return vector_isa().name; }, "Instruction set of the vector kernels.");
+  module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
+             "Measured float32 fused multiply-add rate on registers, flop/s, all threads together.");
+}

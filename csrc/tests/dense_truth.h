@@ -1,0 +1,135 @@
+// What both sweeps must return, by double loops over all pairs in double precision.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace contrastile::test {
+
+using Vector = std::vector<double>;
+using Ids = std::vector<std::int64_t>;
+
+enum class Pair : char { negative, positive, masked };
+
+// Values as the sweep sees them, after rounding to the element type.
+struct DenseProblem {
+  std::int64_t rows, cols, depth;
+  Vector x, y, scale;                 // (N, D), (M, D), (N,)
+  std::optional<Ids> positives;       // (N,)
+  std::optional<Ids> row_groups, col_groups;
+  std::optional<std::int64_t> self_offset;
+
+  Pair kind(std::int64_t i, std::int64_t j) const {
+    if (positives && (*positives)[i] == j) return Pair::positive;
+    if (row_groups && (*row_groups)[i] == (*col_groups)[j]) return Pair::masked;
+    if (self_offset && i + *self_offset == j) return Pair::masked;
+    return Pair::negative;
+  }
+};
+
+struct DenseStats {
+  Vector logits;                      // (N, M)
+  Vector row_sum, col_sum;            // of exp(s) over the negatives
+  Vector positive_logit;              // (N,)
+};
+
+inline DenseStats dense_stats(const DenseProblem& p) {
+  DenseStats out{Vector(p.rows * p.cols), Vector(p.rows), Vector(p.cols), Vector(p.rows, -HUGE_VAL)};
+  for (std::int64_t i = 0; i < p.rows; ++i)
+    for (std::int64_t j = 0; j < p.cols; ++j) {
+      double dot = 0;
+      for (std::int64_t k = 0; k < p.depth; ++k) dot += p.x[i * p.depth + k] * p.y[j * p.depth + k];
+      const double s = out.logits[i * p.cols + j] = p.scale[i] * dot;
+      if (p.kind(i, j) == Pair::positive) out.positive_logit[i] = s;
+      if (p.kind(i, j) != Pair::negative) continue;
+      out.row_sum[i] += std::exp(s);
+      out.col_sum[j] += std::exp(s);
+    }
+  return out;
+}
+
+// One direction of the coefficient; empty shift: absent.
+struct DenseTerm {
+  Vector shift, gain;
+};
+
+struct DenseWeights {
+  DenseTerm row, col;
+  Vector positive_coeff;              // (N,), empty without positives
+  bool cap = false;
+};
+
+// `size` of each sum is the sum of the magnitudes of its terms: what its rounding error is relative to.
+struct DenseGrads {
+  Vector dx, dx_size, dy, dy_size, moment, moment_size, row_mass, col_mass;
+};
+
+inline double weight_of(double t, bool cap) { return cap && t > 0 ? 1 : std::exp(t); }
+inline double mass_of(double t, bool cap) { return cap && t > 0 ? 1 + t : std::exp(t); }
+
+inline DenseGrads dense_grads(const DenseProblem& p, const DenseStats& stats, const DenseWeights& w) {
+  DenseGrads out;
+  for (Vector* dx : {&out.dx, &out.dx_size}) dx->resize(p.rows * p.depth);
+  for (Vector* dy : {&out.dy, &out.dy_size}) dy->resize(p.cols * p.depth);
+  for (Vector* row : {&out.moment, &out.moment_size, &out.row_mass}) row->resize(p.rows);
+  out.col_mass.resize(p.cols);
+  for (std::int64_t i = 0; i < p.rows; ++i)
+    for (std::int64_t j = 0; j < p.cols; ++j) {
+      const double s = stats.logits[i * p.cols + j];
+      double coefficient = 0;
+      const Pair kind = p.kind(i, j);
+      if (kind == Pair::positive) coefficient = w.positive_coeff.empty() ? 0 : w.positive_coeff[i];
+      if (kind == Pair::negative && !w.row.shift.empty()) {
+        coefficient += w.row.gain[i] * weight_of(s - w.row.shift[i], w.cap);
+        out.row_mass[i] += mass_of(s - w.row.shift[i], w.cap);
+      }
+      if (kind == Pair::negative && !w.col.shift.empty()) {
+        coefficient += w.col.gain[j] * weight_of(s - w.col.shift[j], w.cap);
+        out.col_mass[j] += mass_of(s - w.col.shift[j], w.cap);
+      }
+      if (kind != Pair::masked) {
+        out.moment[i] += coefficient * s;
+        out.moment_size[i] += std::abs(coefficient * s);
+      }
+      for (std::int64_t k = 0; k < p.depth; ++k) {
+        const double to_x = p.scale[i] * coefficient * p.y[j * p.depth + k];
+        const double to_y = p.scale[i] * coefficient * p.x[i * p.depth + k];
+        out.dx[i * p.depth + k] += to_x;
+        out.dx_size[i * p.depth + k] += std::abs(to_x);
+        out.dy[j * p.depth + k] += to_y;
+        out.dy_size[j * p.depth + k] += std::abs(to_y);
+      }
+    }
+  return out;
+}
+
+// Coefficients of sum_i (logsumexp_j s_ij - s_i,pos), plus the same over columns: the weights that a sweep
+// finds by itself. `mirrored`: one triangle, where a row's normaliser is its column's too.
+inline DenseWeights softmax_weights(const DenseProblem& p, const DenseStats& stats, bool columns, bool mirrored) {
+  DenseWeights w;
+  const auto direction = [](const Vector& negatives, const Vector& positive, Vector& positive_part) {
+    DenseTerm term{Vector(negatives.size()), Vector(negatives.size())};
+    positive_part.assign(negatives.size(), 0);
+    for (std::size_t i = 0; i < negatives.size(); ++i) {
+      const double total = negatives[i] + std::exp(positive[i]);
+      term.gain[i] = total == 0 ? 0 : 1 / total;
+      positive_part[i] = total == 0 ? 0 : -negatives[i] / total;
+    }
+    return term;
+  };
+  Vector row_part, col_part, col_positive(p.cols, -HUGE_VAL);
+  w.row = direction(stats.row_sum, stats.positive_logit, row_part);
+  if (p.positives)
+    for (std::int64_t i = 0; i < p.rows; ++i) col_positive[(*p.positives)[i]] = stats.positive_logit[i];
+  if (columns || mirrored) w.col = direction(stats.col_sum, col_positive, col_part);
+  if (p.positives) {
+    w.positive_coeff = row_part;
+    if (columns || mirrored)
+      for (std::int64_t i = 0; i < p.rows; ++i) w.positive_coeff[i] += col_part[(*p.positives)[i]];
+  }
+  return w;
+}
+
+}  // namespace contrastile::test

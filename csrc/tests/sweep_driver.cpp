@@ -1,0 +1,432 @@
+// Runs both sweeps over random problems for AddressSanitizer, UndefinedBehaviorSanitizer and
+// ThreadSanitizer, and compares every result with double loops.
+//
+//     sweep_driver [cases = 200] [first seed = 0]
+//
+// Every buffer has exactly the size it needs, so that an access beyond it meets a redzone; embeddings are
+// strided and the gaps hold NaN; products go through the loop below, which the sanitizers see, instead of
+// a BLAS, which they do not. A case is its seed: rerun one with `sweep_driver 1 SEED`.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cpu/blas.h"
+#include "cpu/sweeps.h"
+#include "cpu/vector_kernels.h"
+#include "dense_truth.h"
+
+namespace {
+
+using namespace contrastile::cpu;
+using namespace contrastile::test;
+
+template <class Real>
+void naive_gemm(int order, int transpose_a, int transpose_b, int m, int n, int k, Real alpha, const Real* a, int lda,
+                const Real* b, int ldb, Real beta, Real* c, int ldc) {
+  if (order != 101) std::abort();
+  const bool flip_a = transpose_a == int(Transpose::yes), flip_b = transpose_b == int(Transpose::yes);
+  if (lda < std::max(1, flip_a ? m : k) || ldb < std::max(1, flip_b ? k : n) || ldc < std::max(1, n)) std::abort();
+  for (int i = 0; i < m; ++i)
+    for (int j = 0; j < n; ++j) {
+      Real sum = 0;
+      for (int d = 0; d < k; ++d)
+        sum += a[flip_a ? std::ptrdiff_t(d) * lda + i : std::ptrdiff_t(i) * lda + d] *
+               b[flip_b ? std::ptrdiff_t(j) * ldb + d : std::ptrdiff_t(d) * ldb + j];
+      Real& target = c[std::ptrdiff_t(i) * ldc + j];
+      target = beta == Real(0) ? alpha * sum : alpha * sum + beta * target;
+    }
+}
+
+class Random {
+ public:
+  explicit Random(unsigned seed) : engine_(seed) {}
+  double uniform(double low, double high) { return std::uniform_real_distribution<>(low, high)(engine_); }
+  std::int64_t below(std::int64_t bound) { return std::uniform_int_distribution<std::int64_t>(0, bound - 1)(engine_); }
+  bool chance(double probability) { return uniform(0, 1) < probability; }
+  template <class T>
+  T one_of(std::initializer_list<T> choices) {
+    return choices.begin()[below(std::int64_t(choices.size()))];
+  }
+  Ids permutation(std::int64_t size, std::int64_t of) {
+    Ids ids(of);
+    std::iota(ids.begin(), ids.end(), 0);
+    std::shuffle(ids.begin(), ids.end(), engine_);
+    ids.resize(size);
+    return ids;
+  }
+
+ private:
+  std::mt19937 engine_;
+};
+
+// ---- embeddings in their element type ----------------------------------------------------------------
+
+template <class Real>
+struct Embeddings {
+  std::vector<Real> reals;              // one of the two is used
+  std::vector<std::uint16_t> halves;
+  EmbeddingView view;
+};
+
+constexpr std::uint16_t nan_half = 0x7fff;   // in both 16-bit types
+
+double value_of_half(std::uint16_t bits, ElementType type) {
+  const bool brain = type == ElementType::bfloat16;
+  const int mantissa_bits = brain ? 7 : 10, bias = brain ? 127 : 15;
+  const int exponent = (bits & 0x7fff) >> mantissa_bits, mantissa = bits & ((1 << mantissa_bits) - 1);
+  const double magnitude = exponent == 0
+                               ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
+                               : std::ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits);
+  return bits & 0x8000 ? -magnitude : magnitude;
+}
+
+// Random values of at most 1 in magnitude, written to `values` as well.
+template <class Real>
+Embeddings<Real> random_embeddings(Random& random, std::int64_t rows, std::int64_t depth, ElementType type,
+                                   Vector& values) {
+  const std::int64_t stride = depth + random.one_of<std::int64_t>({0, 0, 1, 7});
+  const std::int64_t elements = (rows - 1) * stride + depth;
+  Embeddings<Real> out;
+  values.resize(rows * depth);
+  const bool half = type == ElementType::float16 || type == ElementType::bfloat16;
+  if (half)
+    out.halves.assign(elements, nan_half);
+  else
+    out.reals.assign(elements, std::numeric_limits<Real>::quiet_NaN());
+  for (std::int64_t i = 0; i < rows; ++i)
+    for (std::int64_t k = 0; k < depth; ++k) {
+      double& value = values[i * depth + k];
+      if (half) {
+        const std::uint16_t largest = type == ElementType::bfloat16 ? 0x3f80 : 0x3c00;   // 1.0
+        const std::uint16_t smallest = random.chance(0.05) ? 0 : type == ElementType::bfloat16 ? 0x3d00 : 0x2000;
+        const std::uint16_t bits = std::uint16_t(smallest + random.below(largest - smallest)) | (random.chance(.5) << 15);
+        out.halves[i * stride + k] = bits;
+        value = value_of_half(bits, type);
+      } else {
+        value = out.reals[i * stride + k] = Real(random.uniform(-1, 1));
+      }
+    }
+  const void* data = half ? static_cast<const void*>(out.halves.data()) : out.reals.data();
+  out.view = {data, rows, depth, stride, type};
+  return out;
+}
+
+// ---- comparison --------------------------------------------------------------------------------------
+
+struct Judge {
+  double tolerance;
+  std::string failure;
+
+  // |ours - truth| <= tolerance * (size + 1) everywhere, NaN exactly where the truth has it.
+  template <class Real>
+  void compare(const char* name, const std::vector<Real>& ours, const Vector& truth, const Vector& size) {
+    for (std::size_t k = 0; k < ours.size(); ++k) {
+      const double error = std::abs(double(ours[k]) - truth[k]);
+      const bool same = std::isnan(truth[k]) ? std::isnan(ours[k])
+                                             : double(ours[k]) == truth[k] || error <= tolerance * (size[k] + 1);
+      if (same || !failure.empty()) continue;
+      char text[200];
+      std::snprintf(text, sizeof text, "%s[%zu of %zu] is %.9g, expected %.9g", name, k, ours.size(), double(ours[k]),
+                    truth[k]);
+      failure = text;
+    }
+  }
+};
+
+Vector magnitudes(Vector values) {
+  for (double& value : values) value = std::abs(value);
+  return values;
+}
+
+template <class Real>
+std::vector<Real> log_sums(const std::vector<Real>& max, const std::vector<Real>& sum) {
+  std::vector<Real> out(max.size());
+  // Without negatives: maximum -inf and sum 0, hence -inf; a NaN sum stays NaN.
+  for (std::size_t i = 0; i < max.size(); ++i) out[i] = (std::isinf(max[i]) ? Real(0) : max[i]) + std::log(sum[i]);
+  return out;
+}
+
+Vector logs(const Vector& sums) {
+  Vector out;
+  for (const double sum : sums) out.push_back(std::log(sum));
+  return out;
+}
+
+// ---- one case ----------------------------------------------------------------------------------------
+
+template <class Real>
+class Case {
+ public:
+  Case(Random& random, ElementType type) : random_(random) {
+    judge_.tolerance = sizeof(Real) == sizeof(float) ? 1e-4 : 1e-11;
+    mirrored_ = random.chance(0.3);
+    p_.rows = random.one_of<std::int64_t>({1, 2, 3, 17, 63, 64, 65, 100, 129, 257, 300, 520});
+    p_.cols = mirrored_ ? p_.rows : p_.rows + random.one_of<std::int64_t>({0, 0, 1, 31, 200});
+    const std::int64_t most = std::max<std::int64_t>(1, 2'000'000 / (p_.rows * p_.cols));
+    p_.depth = std::min(most, random.one_of<std::int64_t>({1, 3, 16, 48, 96, 100, 257, 300}));
+    anchors_ = random_embeddings<Real>(random, p_.rows, p_.depth, type, p_.x);
+    if (random.chance(0.1)) spoil_anchor();
+    if (mirrored_)
+      p_.y = p_.x;
+    else
+      candidates_ = random_embeddings<Real>(random, p_.cols, p_.depth, type, p_.y);
+    choose_scale();
+    choose_masks();
+    execution_ = {int(1 + random.below(8)), random.one_of<std::int64_t>({0, 1 << 16, 600'000, 1 << 26})};
+    truth_ = dense_stats(p_);
+  }
+
+  std::string run() {
+    statistics();
+    softmax_gradient();
+    given_gradient();
+    return judge_.failure;
+  }
+
+  std::string describe() const {
+    char text[200];
+    std::snprintf(text, sizeof text, "N %lld, M %lld, D %lld, type %d, %s%s%s%s%d threads, %lld bytes",
+                  (long long)p_.rows, (long long)p_.cols, (long long)p_.depth, int(anchors_.view.type),
+                  mirrored_ ? "one triangle, " : "", p_.positives ? "positives, " : "", p_.row_groups ? "groups, " : "",
+                  p_.self_offset ? "self masked, " : "", execution_.threads, (long long)execution_.workspace_bytes);
+    return text;
+  }
+
+ private:
+  void spoil_anchor() {
+    const std::int64_t row = random_.below(p_.rows), k = random_.below(p_.depth);
+    const std::int64_t at = row * anchors_.view.row_stride + k;
+    if (anchors_.reals.empty())
+      anchors_.halves[at] = nan_half;
+    else
+      anchors_.reals[at] = std::numeric_limits<Real>::quiet_NaN();
+    p_.x[row * p_.depth + k] = std::numeric_limits<double>::quiet_NaN();
+  }
+
+  void choose_scale() {
+    const double typical = 8 / std::sqrt(double(p_.depth));
+    const double uniform = Real(typical * random_.uniform(0.2, 1));
+    const bool per_row = !mirrored_ && random_.chance(0.5);
+    for (std::int64_t i = 0; i < p_.rows; ++i) {
+      scale_.push_back(per_row ? Real(typical * random_.uniform(0.2, 1)) : Real(uniform));
+      p_.scale.push_back(scale_.back());
+    }
+    scale_.shrink_to_fit();
+  }
+
+  void choose_masks() {
+    const auto groups = [&](std::int64_t size) {
+      Ids ids(size);
+      for (std::int64_t& id : ids) id = random_.below(1 + size / 3);
+      return ids;
+    };
+    if (mirrored_) {
+      p_.self_offset = 0;
+      if (p_.rows % 2 == 0 && random_.chance(0.8)) {
+        const Ids order = random_.permutation(p_.rows, p_.rows);
+        p_.positives = Ids(p_.rows);
+        for (std::int64_t i = 0; i < p_.rows; ++i) (*p_.positives)[order[i]] = order[i ^ 1];
+      }
+      if (random_.chance(0.3)) p_.row_groups = p_.col_groups = groups(p_.rows);
+      return;
+    }
+    if (random_.chance(0.8)) p_.positives = random_.permutation(p_.rows, p_.cols);
+    if (random_.chance(0.3)) {
+      p_.row_groups = groups(p_.rows);
+      p_.col_groups = groups(p_.cols);
+    } else if (random_.chance(0.3)) {
+      p_.self_offset = random_.below(p_.cols - p_.rows + 1);
+      if (p_.positives)   // a positive is never a sample paired with itself
+        for (std::int64_t i = 0; i < p_.rows; ++i)
+          if ((*p_.positives)[i] == i + *p_.self_offset) return p_.self_offset.reset();
+    }
+  }
+
+  static const std::int64_t* address(const std::optional<Ids>& ids) { return ids ? ids->data() : nullptr; }
+
+  PairProblem<Real> problem() const {
+    return {anchors_.view,          mirrored_ ? anchors_.view : candidates_.view,
+            scale_.data(),          address(p_.positives),
+            address(p_.row_groups), address(p_.col_groups),
+            p_.self_offset,         mirrored_};
+  }
+
+  // Where statistics go: exact buffers full of NaN.
+  struct StatsBuffers {
+    std::vector<Real> row_max, row_sum, col_max, col_sum, positive_logit;
+    Ids row_rank;
+  };
+
+  PairStats<Real> make_stats(StatsBuffers& b, bool columns, bool ranks) const {
+    const Real nan = std::numeric_limits<Real>::quiet_NaN();
+    b.row_max.assign(p_.rows, nan);
+    b.row_sum.assign(p_.rows, nan);
+    if (columns) b.col_max.assign(p_.cols, nan), b.col_sum.assign(p_.cols, nan);
+    if (p_.positives) b.positive_logit.assign(p_.rows, nan);
+    if (ranks) b.row_rank.assign(p_.rows, -1);
+    return {b.row_max.data(),
+            b.row_sum.data(),
+            columns ? b.col_max.data() : nullptr,
+            columns ? b.col_sum.data() : nullptr,
+            p_.positives ? b.positive_logit.data() : nullptr,
+            ranks ? b.row_rank.data() : nullptr};
+  }
+
+  void check_stats(const StatsBuffers& b) {
+    const Vector row_lse = logs(truth_.row_sum), col_lse = logs(truth_.col_sum);
+    judge_.compare("row log-sum-exp", log_sums(b.row_max, b.row_sum), row_lse, magnitudes(row_lse));
+    judge_.compare("column log-sum-exp", log_sums(b.col_max, b.col_sum), col_lse, magnitudes(col_lse));
+    judge_.compare("positive logit", b.positive_logit, truth_.positive_logit, magnitudes(truth_.positive_logit));
+  }
+
+  void statistics() {
+    const bool ranks = p_.positives && !mirrored_ && random_.chance(0.5);
+    StatsBuffers buffers;
+    pair_stats(problem(), make_stats(buffers, random_.chance(0.5), ranks), execution_);
+    check_stats(buffers);
+    for (std::size_t i = 0; i < buffers.row_rank.size(); ++i) {
+      if (std::isnan(truth_.positive_logit[i])) continue;
+      // Logits closer than rounding may fall on either side of the positive's.
+      Vector bounds(2);
+      for (std::int64_t j = 0; j < p_.cols; ++j) {
+        const double lead = truth_.logits[i * p_.cols + j] - truth_.positive_logit[i];
+        if (p_.kind(i, j) != Pair::negative) continue;
+        bounds[0] += !(lead <= 1e-4);   // a NaN counts as above
+        bounds[1] += !(lead <= -1e-4);
+      }
+      const double rank = double(buffers.row_rank[i]);
+      if (rank < bounds[0] || rank > bounds[1])
+        judge_.compare("rank", std::vector<double>{rank}, Vector{bounds[0]}, Vector{0});
+    }
+  }
+
+  struct GradBuffers {
+    std::vector<Real> dx, dy, moment, row_mass, col_mass;
+  };
+
+  PairGrads<Real> make_grads(GradBuffers& b, const DenseWeights& weights, bool masses) {
+    const Real nan = std::numeric_limits<Real>::quiet_NaN();
+    const auto optional = [&](std::vector<Real>& buffer, bool wanted, std::int64_t size, Real value) -> Real* {
+      if (!wanted) return nullptr;
+      buffer.assign(size, value);
+      return buffer.data();
+    };
+    return {optional(b.dx, mirrored_ || random_.chance(0.8), p_.rows * p_.depth, 0),
+            optional(b.dy, !mirrored_ && random_.chance(0.8), p_.cols * p_.depth, 0),
+            optional(b.moment, random_.chance(0.5), p_.rows, nan),
+            optional(b.row_mass, masses && !weights.row.shift.empty(), p_.rows, nan),
+            optional(b.col_mass, masses && !mirrored_ && !weights.col.shift.empty(), p_.cols, nan)};
+  }
+
+  void check_grads(const GradBuffers& b, const DenseWeights& weights) {
+    const DenseGrads truth = dense_grads(p_, truth_, weights);
+    judge_.compare("dX", b.dx, truth.dx, truth.dx_size);
+    judge_.compare("dY", b.dy, truth.dy, truth.dy_size);
+    judge_.compare("row mass", b.row_mass, truth.row_mass, magnitudes(truth.row_mass));
+    judge_.compare("column mass", b.col_mass, truth.col_mass, magnitudes(truth.col_mass));
+    if (!mirrored_) return judge_.compare("moment", b.moment, truth.moment, truth.moment_size);
+    if (b.moment.empty()) return;
+    // One triangle: C counts every pair from both ends, and only the sum over rows is defined.
+    const auto total = [](const auto& v) { return std::accumulate(v.begin(), v.end(), 0.0); };
+    judge_.compare("sum of moments", std::vector<double>{total(b.moment)}, Vector{total(truth.moment) / 2},
+                   Vector{total(truth.moment_size)});
+  }
+
+  void softmax_gradient() {
+    const bool columns = random_.chance(0.5);
+    const DenseWeights weights = softmax_weights(p_, truth_, columns, mirrored_);
+    StatsBuffers stats;
+    GradBuffers grads;
+    pair_grad_softmax(problem(), make_grads(grads, weights, false), make_stats(stats, columns, false), execution_);
+    check_stats(stats);
+    check_grads(grads, weights);
+  }
+
+  // Weights near the softmax's, rounded to Real, so that both sides of the cap occur.
+  DenseTerm random_term(const Vector& sums, std::vector<Real>& shift, std::vector<Real>& gain) {
+    DenseTerm term;
+    for (const double sum : sums) {
+      shift.push_back(Real((sum > 0 ? std::log(sum) : 0) + random_.uniform(-2, 1)));
+      gain.push_back(Real(random_.uniform(0.5, 1.5)));
+    }
+    shift.shrink_to_fit();
+    gain.shrink_to_fit();
+    term.shift.assign(shift.begin(), shift.end());
+    term.gain.assign(gain.begin(), gain.end());
+    return term;
+  }
+
+  void given_gradient() {
+    DenseWeights weights;
+    std::vector<Real> row_shift, row_gain, col_shift, col_gain, coeff;
+    const int directions = mirrored_ ? 0 : int(random_.below(3));   // both, rows, columns
+    if (directions != 2) weights.row = random_term(truth_.row_sum, row_shift, row_gain);
+    if (mirrored_) {
+      weights.col = weights.row;
+      col_shift = row_shift;
+      col_gain = row_gain;
+    } else if (directions != 1) {
+      weights.col = random_term(truth_.col_sum, col_shift, col_gain);
+    }
+    if (p_.positives) {
+      coeff.resize(p_.rows);
+      for (std::int64_t i = 0; i < p_.rows; ++i) coeff[i] = Real(random_.uniform(-1, 0.5));
+      if (mirrored_)
+        for (std::int64_t i = 0; i < p_.rows; ++i) coeff[(*p_.positives)[i]] = coeff[i];
+      weights.positive_coeff.assign(coeff.begin(), coeff.end());
+    }
+    weights.cap = random_.chance(0.5);
+    const auto given = [](const std::vector<Real>& v) { return v.empty() ? nullptr : v.data(); };
+    const GivenWeights<Real> handed{given(row_shift), given(row_gain), given(col_shift),
+                                    given(col_gain),  given(coeff),    weights.cap ? WeightFunction::capped : WeightFunction::exponential};
+    GradBuffers grads;
+    StatsBuffers stats;
+    const bool with_stats = random_.chance(0.5);
+    pair_grad_given(problem(), handed, make_grads(grads, weights, true),
+                    with_stats ? make_stats(stats, random_.chance(0.5), false) : PairStats<Real>{}, execution_);
+    if (with_stats) check_stats(stats);
+    check_grads(grads, weights);
+  }
+
+  Random& random_;
+  Judge judge_;
+  DenseProblem p_;
+  bool mirrored_;
+  Embeddings<Real> anchors_, candidates_;
+  std::vector<Real> scale_;
+  Execution execution_;
+  DenseStats truth_;
+};
+
+template <class Real>
+bool passes(Random& random, ElementType type, unsigned seed) {
+  Case<Real> one(random, type);
+  const std::string failure = one.run();
+  if (!failure.empty()) std::printf("seed %u (%s): %s\n", seed, one.describe().c_str(), failure.c_str());
+  return failure.empty();
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const unsigned cases = count > 1 ? unsigned(std::atoi(arguments[1])) : 200;
+  const unsigned first = count > 2 ? unsigned(std::atoi(arguments[2])) : 0;
+  blas() = {naive_gemm<float>, naive_gemm<double>};
+  unsigned failures = 0;
+  for (unsigned seed = first; seed < first + cases; ++seed) {
+    Random random(seed);
+    const ElementType type = random.one_of(
+        {ElementType::float16, ElementType::bfloat16, ElementType::float32, ElementType::float32, ElementType::float64});
+    const bool passed =
+        type == ElementType::float64 ? passes<double>(random, type, seed) : passes<float>(random, type, seed);
+    failures += !passed;
+  }
+  std::printf("%u cases with %s vectors, %u mismatches\n", cases, vector_isa().name, failures);
+  return failures != 0;
+}

@@ -1,0 +1,23 @@
+"""Contrastive losses and their gradients, tile by tile: nothing of size N x M is ever stored."""
+
+from contrastile import autograd, backends, ops, reference
+from contrastile.backends import use_backend
+from contrastile.evaluate import recall_at_k, retrieval_ranks
+from contrastile.functional import GammaOutput, gamma_contrastive, info_nce, log_normalizers, nt_xent
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GammaOutput",
+    "autograd",
+    "backends",
+    "gamma_contrastive",
+    "info_nce",
+    "log_normalizers",
+    "nt_xent",
+    "ops",
+    "recall_at_k",
+    "reference",
+    "retrieval_ranks",
+    "use_backend",
+]

@@ -1,0 +1,144 @@
+"""The losses as torch.autograd.Function classes, for eager calls.
+
+The upstream gradient multiplies formed gradients before they are rounded to the inputs' dtype, so that a gradient
+scaler's factor comes before a 16-bit underflow. It does so in place, to need no second buffer of their size; hence
+they serve once, and a second backward through a retained graph forms them anew from the saved statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contrastile import formulas
+from contrastile.formulas import GammaTerms, Gradients, Wants
+from contrastile.pairs import GivenWeights, PairStats
+from contrastile.validation import PairInputs
+
+__all__ = ["GammaContrastiveFunction", "InfoNCEFunction", "LogNormalizersFunction"]
+
+INPUTS = len(PairInputs._fields)
+
+Backward = Callable[..., tuple[Tensor | None, ...]]
+
+
+def differentiable_once(backward: Backward) -> Backward:
+    """For a backward whose ctx saves x, y and scale first: differentiating its results raises, having them does not."""
+
+    @wraps(backward)
+    def guarded(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            gradients = backward(ctx, *upstream)
+        if not torch.is_grad_enabled():
+            return gradients
+        sources = [t for t in (*upstream, *ctx.saved_tensors[:3]) if t is not None and t.requires_grad]
+        apply: Any = _NoSecondDerivative.apply
+        return tuple(None if g is None else apply(g, *sources) for g in gradients)
+
+    return guarded
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """A gradient, tied to what it depends on."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        raise RuntimeError(
+            "contrastile's losses have first derivatives only; for second derivatives use the function of the "
+            "same name in contrastile.reference, which is plain autograd over the dense logits"
+        )
+
+
+class InfoNCEFunction(torch.autograd.Function):
+    """apply(*PairInputs, symmetric, reduction, backend) -> loss. Without y it is NT-Xent."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        inputs = PairInputs(*arguments[:INPUTS])
+        ctx.symmetric, ctx.reduction, ctx.backend = arguments[INPUTS:]
+        wants = Wants(*ctx.needs_input_grad[:3])
+        loss, stats, ctx.formed = formulas.info_nce_forward(inputs, ctx.symmetric, ctx.reduction, wants, ctx.backend)
+        ctx.save_for_backward(*inputs, *formulas.stats_tensors(stats))
+        return loss
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = PairInputs(*ctx.saved_tensors[:INPUTS])
+        stats = PairStats(*ctx.saved_tensors[INPUTS:])
+        gradients = formulas.info_nce_backward(
+            inputs, stats, upstream, ctx.symmetric, ctx.reduction, _take_formed(ctx), _form(ctx, inputs), in_place=True
+        )
+        return _for_all_arguments(ctx, inputs, gradients)
+
+
+class GammaContrastiveFunction(torch.autograd.Function):
+    """apply(*PairInputs, *GammaTerms, reduction, backend) -> (loss, row_lse, col_lse or None)."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+        inputs, terms = PairInputs(*arguments[:INPUTS]), GammaTerms(*arguments[INPUTS:-2])
+        ctx.reduction, ctx.backend = arguments[-2:]
+        wants = Wants(*ctx.needs_input_grad[:3])
+        result = formulas.gamma_forward(inputs, terms, ctx.reduction, wants, ctx.backend)
+        loss, row_lse, col_lse, positive_logit, ctx.formed = result
+        *constants, ctx.log_multiplier, ctx.cap = terms
+        ctx.save_for_backward(*inputs, positive_logit, *constants)
+        ctx.mark_non_differentiable(row_lse, *([] if col_lse is None else [col_lse]))
+        return loss, row_lse, col_lse
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        inputs = PairInputs(*ctx.saved_tensors[:INPUTS])
+        positive_logit, *constants = ctx.saved_tensors[INPUTS:]
+        terms = GammaTerms(*constants, ctx.log_multiplier, ctx.cap)
+        gradients = formulas.gamma_backward(
+            inputs, terms, positive_logit, upstream, ctx.reduction, _take_formed(ctx), _form(ctx, inputs), in_place=True
+        )
+        return _for_all_arguments(ctx, inputs, gradients)
+
+
+class LogNormalizersFunction(torch.autograd.Function):
+    """apply(*PairInputs, columns, log_multiplier, backend) -> (row_lse, col_lse or None)."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor | None]:
+        inputs = PairInputs(*arguments[:INPUTS])
+        columns, ctx.log_multiplier, ctx.backend = arguments[INPUTS:]
+        row_lse, col_lse, stats = formulas.log_normalizers_forward(inputs, columns, ctx.log_multiplier, ctx.backend)
+        ctx.save_for_backward(*inputs, *formulas.stats_tensors(stats))
+        ctx.set_materialize_grads(False)
+        return row_lse, col_lse
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, row_gain: Tensor | None, col_gain: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs = PairInputs(*ctx.saved_tensors[:INPUTS])
+        stats = PairStats(*ctx.saved_tensors[INPUTS:])
+        gradients = formulas.log_normalizers_backward(
+            inputs, stats, ctx.log_multiplier, row_gain, col_gain, _form(ctx, inputs)
+        )
+        return _for_all_arguments(ctx, inputs, gradients)
+
+
+def _take_formed(ctx: Any) -> Gradients | None:
+    formed, ctx.formed = ctx.formed, None
+    return formed if formulas.covers(formed, Wants(*ctx.needs_input_grad[:3])) else None
+
+
+def _form(ctx: Any, inputs: PairInputs) -> Callable[[GivenWeights], Gradients]:
+    wants = Wants(*ctx.needs_input_grad[:3])
+    return lambda weights: formulas.pair_gradients(inputs, weights, wants, ctx.backend)[0]
+
+
+def _for_all_arguments(ctx: Any, inputs: PairInputs, gradients: Gradients) -> tuple[Tensor | None, ...]:
+    return (*formulas.rounded(inputs, gradients), *[None] * (len(ctx.needs_input_grad) - 3))

@@ -1,0 +1,140 @@
+"""Backends of the two pairwise operations, and the one place that chooses among them.
+
+The choice is, first to last: the `backend` argument of a function, `use_backend`, the environment variable
+CONTRASTILE_BACKEND, and else the first backend of AUTOMATIC_ORDER that can run on the tensors' device.
+A backend that was named and cannot run raises; only the automatic choice passes on to the next, and says so once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import cast
+
+import torch
+
+from contrastile.pairs import Backend
+
+__all__ = ["available", "get", "resolve", "set_workspace", "use_backend", "workspace_bytes"]
+
+AUTOMATIC_ORDER = ("cpu", "eager")
+DEVICES = {"cpu": ("cpu",)}  # device types that a backend is limited to; without an entry it runs on any
+MODULES = {name: f"contrastile.backends.{name}" for name in AUTOMATIC_ORDER}
+
+DEFAULT_WORKSPACE_MB = 64.0
+
+_named: ContextVar[str | None] = ContextVar("contrastile_backend", default=None)
+_fallbacks_told: set[str] = set()
+_workspace_bytes: int | None = None
+
+
+def available() -> dict[str, str | None]:
+    """Every backend by name, with None where it can run here and otherwise the reason why not."""
+    return {name: _unavailable_reason(name) for name in MODULES}
+
+
+def get(name: str) -> Backend:
+    """The backend of this name, known to be available."""
+    return cast(Backend, importlib.import_module(MODULES[name]))
+
+
+# A traced graph keeps the backend that was chosen while tracing.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def resolve(backend: str | None, device_type: str) -> str:
+    """Name of the backend for tensors on a device type ("cpu", "cuda", ...).
+
+    Raises:
+        ValueError: no backend has that name.
+        RuntimeError: the named backend cannot run here, or not on such a device.
+    """
+    named = backend or _named.get() or os.environ.get("CONTRASTILE_BACKEND")
+    if named:
+        _check_runs(named)
+        if device_type not in DEVICES.get(named, (device_type,)):
+            raise RuntimeError(
+                f"backend {named!r} runs on tensors on {' or '.join(DEVICES[named])}, these are on {device_type}"
+            )
+        return named
+    for name in AUTOMATIC_ORDER:
+        if device_type not in DEVICES.get(name, (device_type,)):
+            continue
+        reason = _unavailable_reason(name)
+        if reason is None:
+            return name
+        _tell_once(name, reason)
+    raise RuntimeError(f"no backend runs on tensors on {device_type}")
+
+
+@contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Within this block (and this thread or task), calls without a `backend` argument use this one.
+
+    Raises:
+        ValueError: no backend has that name.
+        RuntimeError: it cannot run here.
+    """
+    _check_runs(backend)
+    token = _named.set(backend)
+    try:
+        yield
+    finally:
+        _named.reset(token)
+
+
+def workspace_bytes() -> int:
+    """Bound of the memory that a sweep uses for tiles of logits: 64 MiB unless set.
+
+    The environment variable CONTRASTILE_WORKSPACE_MB is read once, at the first use.
+    """
+    global _workspace_bytes
+    if _workspace_bytes is None:
+        text = os.environ.get("CONTRASTILE_WORKSPACE_MB", str(DEFAULT_WORKSPACE_MB))
+        try:
+            mebibytes = float(text)
+        except ValueError:
+            raise ValueError(f"CONTRASTILE_WORKSPACE_MB is {text!r}: expected a number of MiB") from None
+        set_workspace(int(mebibytes * 2**20) if 0 < mebibytes < 2**40 else 0)
+    return cast(int, _workspace_bytes)
+
+
+def set_workspace(size: int) -> None:
+    """Bounds the memory that a sweep uses for tiles of logits, in bytes, for all threads.
+
+    Raises:
+        ValueError: size is not a positive number of bytes.
+    """
+    global _workspace_bytes
+    if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
+        raise ValueError(f"workspace is {size!r}: expected a positive number of bytes")
+    _workspace_bytes = size
+
+
+@cache
+def _unavailable_reason(name: str) -> str | None:
+    try:
+        return get(name).unavailable_reason()
+    except ImportError as error:
+        return str(error)
+
+
+def _check_runs(name: str) -> None:
+    if name not in MODULES:
+        raise ValueError(f"backend is {name!r}: expected one of {', '.join(map(repr, MODULES))}")
+    reason = _unavailable_reason(name)
+    if reason is not None:
+        raise RuntimeError(f"backend {name!r} cannot run: {reason}")
+
+
+def _tell_once(name: str, reason: str) -> None:
+    if name not in _fallbacks_told:
+        _fallbacks_told.add(name)
+        warnings.warn(
+            f"contrastile's backend {name!r} cannot run and a slower one is used: {reason}",
+            RuntimeWarning,
+            stacklevel=4,
+        )

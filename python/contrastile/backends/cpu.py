@@ -1,0 +1,212 @@
+"""C++ backend: both sweeps in csrc/cpu, through the extension module contrastile._C."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contrastile.backends import workspace_bytes
+from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairProblem, PairStats, SoftmaxWeights
+
+ELEMENT_TYPES = {
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+    torch.float64: "float64",
+}
+
+
+class MissingPart(Exception):
+    """Why the backend cannot run."""
+
+
+@cache
+def _extension() -> ModuleType:
+    """The extension with a BLAS handed over, or MissingPart."""
+    try:
+        from contrastile import _C
+    except ImportError as error:
+        raise MissingPart(f"the C++ extension contrastile._C is not there ({error}): was there a compiler?") from error
+    blas = _openblas()
+    _C.set_blas(sgemm=_address(blas.scipy_cblas_sgemm), dgemm=_address(blas.scipy_cblas_dgemm))
+    return _C
+
+
+def _openblas() -> ctypes.CDLL:
+    """OpenBLAS, limited to the calling thread: the sweeps run one product per thread of their own."""
+    try:
+        import scipy_openblas32
+    except ImportError as error:
+        raise MissingPart("the package scipy-openblas32 is not installed") from error
+    suffixes = {".so", ".dylib", ".dll"}
+    libraries = [p for p in Path(scipy_openblas32.get_lib_dir()).iterdir() if p.suffix in suffixes]
+    if not libraries:
+        raise MissingPart("scipy-openblas32 holds no shared library")
+    # Read once, when the library is loaded: without it, OpenBLAS starts a thread per core.
+    name = "OPENBLAS_NUM_THREADS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        blas = ctypes.CDLL(str(libraries[0]))
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+    blas.scipy_openblas_set_num_threads(1)
+    return blas
+
+
+def _address(function: Any) -> int:
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    if address is None:
+        raise MissingPart("scipy-openblas32 lacks a matrix product")
+    return address
+
+
+def unavailable_reason() -> str | None:
+    try:
+        _extension()
+    except MissingPart as error:
+        return str(error)
+    return None
+
+
+def pair_stats(problem: PairProblem, *, columns: bool = False, ranks: bool = False) -> PairStats:
+    if ranks and problem.self_similarity:
+        problem = replace(problem, self_similarity=False)  # a rank needs the whole row
+    call = _Call(problem)
+    stats = call.new_stats(columns=columns, ranks=ranks)
+    call.run("pair_stats", call.native_stats(stats))
+    return stats
+
+
+def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, needs: GradNeeds) -> PairGrads:
+    call = _Call(problem)
+    given = isinstance(weights, GivenWeights)
+    columns = weights.col_shift is not None if isinstance(weights, GivenWeights) else weights.columns
+    stats = call.new_stats(columns=columns, ranks=False) if needs.stats or not given else None
+    n, m, d = problem.rows, problem.cols, problem.anchors.shape[1]
+    grads = PairGrads(
+        dx=call.zeros(n, d) if needs.dx else None,
+        dy=call.zeros(m, d) if needs.dy and not problem.self_similarity else None,
+        row_moment=call.empty(n) if needs.moment else None,
+        row_mass=call.empty(n) if isinstance(weights, GivenWeights) and weights.row_shift is not None else None,
+        col_mass=call.empty(m) if isinstance(weights, GivenWeights) and weights.col_shift is not None else None,
+        stats=stats,
+    )
+    if isinstance(weights, GivenWeights):
+        call.run("pair_grad_given", call.native_weights(weights), call.native_grads(grads), call.native_stats(stats))
+    else:
+        call.run("pair_grad_softmax", call.native_grads(grads), call.native_stats(stats))
+    return grads
+
+
+class _Call:
+    """One call of the extension: the problem as addresses, and the tensors behind them kept alive."""
+
+    def __init__(self, problem: PairProblem) -> None:
+        self._c = _extension()
+        self._dtype = problem.scale.dtype
+        self._suffix = "_float64" if self._dtype == torch.float64 else "_float32"
+        self._held: list[Tensor] = []
+        self._problem = problem
+        anchors = _with_rows_apart(problem.anchors)
+        candidates = anchors if problem.candidates is problem.anchors else _with_rows_apart(problem.candidates)
+        self._native_problem = self._native("PairProblem")(
+            anchors=self._view(anchors),
+            candidates=self._view(candidates),
+            scale=self._at(problem.scale),
+            positives=self._at(problem.positives),
+            row_groups=self._at(problem.row_groups),
+            col_groups=self._at(problem.col_groups),
+            self_offset=problem.self_offset,
+            self_similarity=problem.self_similarity,
+        )
+        self._execution = self._c.Execution(threads=torch.get_num_threads(), workspace_bytes=workspace_bytes())
+
+    def run(self, operation: str, *arguments: Any) -> None:
+        self._native(operation)(self._native_problem, *arguments, self._execution)
+
+    def empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=self._dtype)
+
+    def zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self._dtype)
+
+    def new_stats(self, *, columns: bool, ranks: bool) -> PairStats:
+        n, m = self._problem.rows, self._problem.cols
+        return PairStats(
+            row_max=self.empty(n),
+            row_sum=self.empty(n),
+            col_max=self.empty(m) if columns else None,
+            col_sum=self.empty(m) if columns else None,
+            positive_logit=self.empty(n) if self._problem.positives is not None else None,
+            row_rank=torch.empty(n, dtype=torch.int64) if ranks else None,
+        )
+
+    def native_stats(self, stats: PairStats | None) -> Any:
+        if stats is None:
+            return self._native("PairStats")()
+        return self._native("PairStats")(
+            row_max=self._at(stats.row_max),
+            row_sum=self._at(stats.row_sum),
+            col_max=self._at(stats.col_max),
+            col_sum=self._at(stats.col_sum),
+            positive_logit=self._at(stats.positive_logit),
+            row_rank=self._at(stats.row_rank),
+        )
+
+    def native_weights(self, weights: GivenWeights) -> Any:
+        return self._native("GivenWeights")(
+            row_shift=self._at(weights.row_shift),
+            row_gain=self._at(weights.row_gain),
+            col_shift=self._at(weights.col_shift),
+            col_gain=self._at(weights.col_gain),
+            positive_coeff=self._at(weights.positive_coeff),
+            cap=weights.cap,
+        )
+
+    def native_grads(self, grads: PairGrads) -> Any:
+        return self._native("PairGrads")(
+            dx=self._at(grads.dx),
+            dy=self._at(grads.dy),
+            row_moment=self._at(grads.row_moment),
+            row_mass=self._at(grads.row_mass),
+            col_mass=self._at(grads.col_mass),
+        )
+
+    def _native(self, name: str) -> Any:
+        return getattr(self._c, name + self._suffix)
+
+    def _at(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        tensor = tensor.contiguous()
+        self._held.append(tensor)
+        return tensor.data_ptr()
+
+    def _view(self, embeddings: Tensor) -> Any:
+        self._held.append(embeddings)
+        rows, depth = embeddings.shape
+        return self._c.EmbeddingView(
+            data=embeddings.data_ptr(),
+            rows=rows,
+            depth=depth,
+            row_stride=embeddings.stride(0) if rows > 1 else depth,
+            element_type=ELEMENT_TYPES[embeddings.dtype],
+        )
+
+
+def _with_rows_apart(embeddings: Tensor) -> Tensor:
+    """Rows that do not overlap, as BLAS demands of a leading dimension; expanded tensors are copied."""
+    overlapping = embeddings.shape[0] > 1 and embeddings.stride(0) < embeddings.shape[1]
+    return embeddings.contiguous() if overlapping else embeddings

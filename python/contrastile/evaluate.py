@@ -1,0 +1,64 @@
+"""Retrieval measures over all pairs, without the N x M matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from contrastile import backends, formulas
+from contrastile.validation import Groups, check_pairs
+
+__all__ = ["recall_at_k", "retrieval_ranks"]
+
+
+def retrieval_ranks(
+    x: Tensor,
+    y: Tensor,
+    positives: Tensor | None = None,
+    *,
+    groups: Groups | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Number of negatives whose inner product with x_i is strictly larger than the positive's: 0 is retrieved first.
+
+    Args:
+        x: queries, (N, D), float16, bfloat16, float32 or float64. y: candidates, (M, D), dtype and device of x.
+        positives: (N,) integers, the column of each row's positive, default arange(N); several rows may share one.
+        groups: (row_ids (N,), col_ids (M,)), integers: a pair of equal ids other than the positive is not ranked.
+        backend: name of a backend instead of the automatic choice.
+
+    Returns:
+        (N,) int64, without gradient. Inner products are accumulated in float32, in float64 for float64 inputs.
+        A comparison with NaN counts as not larger.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `info_nce` does.
+    """
+    inputs = check_pairs(x, y, 1.0, positives, groups, both_directions=False)
+    name = backends.resolve(backend, x.device.type)
+    with torch.no_grad():
+        if torch.compiler.is_compiling():
+            return torch.ops.contrastile.retrieval_ranks(*inputs, name)  # type: ignore[no-any-return]
+        return formulas.retrieval_ranks_forward(inputs, name)
+
+
+def recall_at_k(ranks: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+    """Share of rows whose positive is among the k retrieved first, for each k.
+
+    Args:
+        ranks: (N,) integers as `retrieval_ranks` returns them.
+        ks: numbers of retrieved candidates, each at least 1.
+
+    Raises:
+        ValueError: ranks is not (N,) with N >= 1, or a k is below 1.
+        TypeError: ranks are not integers.
+    """
+    if ranks.dtype.is_floating_point or ranks.dtype == torch.bool:
+        raise TypeError(f"ranks is {ranks.dtype}: expected integers")
+    if ranks.dim() != 1 or ranks.shape[0] == 0:
+        raise ValueError(f"ranks has shape {tuple(ranks.shape)}: expected (N,) with N >= 1")
+    if any(k < 1 for k in ks):
+        raise ValueError(f"ks is {tuple(ks)}: expected numbers of at least 1")
+    return {k: (ranks < k).double().mean().item() for k in ks}

@@ -1,0 +1,280 @@
+"""What each loss computes, once, as plain functions on tensors.
+
+`*_forward` gives values, what a backward needs, and gradients where they can be formed already; `*_backward` gives
+gradients, from formed ones or anew. The autograd.Function classes and the custom ops only connect these to their
+dispatchers, and bring the function `form` that a backward calls for a new sweep.
+
+InfoNCE and the gamma loss form their gradients in the forward when they reduce to a number: the sweep has the logits
+then, and the backward only multiplies by a scalar. Formed gradients are those of the sum of unit row weights, in the
+accumulation dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from math import exp
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from contrastile import backends
+from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairStats, SoftmaxWeights
+from contrastile.statistics import (
+    by_column,
+    col_denominators,
+    denominators,
+    info_nce_values,
+    normalizer_weights,
+    positive_logits,
+    row_denominators,
+    softmax_weights,
+)
+from contrastile.validation import PairInputs
+
+
+class Wants(NamedTuple):
+    """Whose gradients are asked for."""
+
+    x: bool
+    y: bool
+    scale: bool
+
+
+NOTHING = Wants(False, False, False)
+
+
+class Gradients(NamedTuple):
+    """With respect to x, y and scale, in the accumulation dtype; None where not asked for."""
+
+    x: Tensor | None
+    y: Tensor | None
+    scale: Tensor | None
+
+    def times(self, factor: Tensor, in_place: bool) -> Gradients:
+        return Gradients(*(None if g is None else g.mul_(factor) if in_place else g * factor for g in self))
+
+
+Former = Callable[[GivenWeights], Gradients]
+
+
+class GammaTerms(NamedTuple):
+    """Constants of the gamma loss."""
+
+    log_u: Tensor  # (N,)
+    log_v: Tensor | None  # (M,); None: rows only
+    row_draws: Tensor | None  # (N,); None: ones
+    col_draws: Tensor | None  # (M,)
+    log_multiplier: float
+    cap: bool
+
+
+def outside_autocast(device: torch.device) -> AbstractContextManager[None]:
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)  # type: ignore[return-value]
+    return nullcontext()
+
+
+def pair_gradients(
+    inputs: PairInputs,
+    weights: GivenWeights | SoftmaxWeights,
+    wants: Wants,
+    backend: str,
+    stats: bool = False,
+) -> tuple[Gradients, PairGrads]:
+    """pair_grad in terms of the inputs, and its other results."""
+    problem = inputs.problem()
+    both_roles = inputs.y is None and not problem.self_similarity
+    needs = GradNeeds(dx=wants.x, dy=wants.x if both_roles else wants.y, moment=wants.scale, stats=stats)
+    with outside_autocast(inputs.x.device):
+        found = backends.get(backend).pair_grad(problem, weights, needs)
+    dx, dy = found.dx, found.dy
+    if both_roles and dx is not None and dy is not None:
+        dx, dy = dx.add_(dy), None
+    dscale = None
+    if found.row_moment is not None:
+        dscale = found.row_moment / problem.scale
+        if inputs.scale.dim() == 0:
+            dscale = dscale.sum()
+    return Gradients(dx, dy, dscale), found
+
+
+def pair_statistics(inputs: PairInputs, backend: str, columns: bool) -> PairStats:
+    with outside_autocast(inputs.x.device):
+        return backends.get(backend).pair_stats(inputs.problem(), columns=columns)
+
+
+def stats_tensors(stats: PairStats) -> tuple[Tensor | None, ...]:
+    """What a backward needs of them; PairStats(*these) puts them together again."""
+    return stats.row_max, stats.row_sum, stats.col_max, stats.col_sum, stats.positive_logit
+
+
+def covers(gradients: Gradients | None, wants: Wants) -> bool:
+    return gradients is not None and all(g is not None for g, wanted in zip(gradients, wants, strict=True) if wanted)
+
+
+def rounded(inputs: PairInputs, gradients: Gradients) -> tuple[Tensor | None, ...]:
+    """Gradients in the inputs' own dtypes."""
+    sources = (inputs.x, inputs.y, inputs.scale)
+    pairs = zip(sources, gradients, strict=True)
+    return tuple(None if g is None or of is None else g.to(of.dtype) for of, g in pairs)
+
+
+def reduce(values: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return values
+    return values.mean() if reduction == "mean" else values.sum()
+
+
+def row_factor(inputs: PairInputs, reduction: str, both_directions: bool) -> float:
+    """What a row's unit weight counts in the reduced loss."""
+    return (1 / inputs.x.shape[0] if reduction == "mean" else 1.0) * (0.5 if both_directions else 1.0)
+
+
+def row_gains(inputs: PairInputs, upstream: Tensor, reduction: str, both_directions: bool) -> Tensor:
+    """Gradient of the objective in each row's unweighted loss, (N,)."""
+    return (upstream * row_factor(inputs, reduction, both_directions)).expand(inputs.x.shape[0])
+
+
+# InfoNCE, and NT-Xent where y is None
+
+
+def info_nce_forward(
+    inputs: PairInputs, symmetric: bool, reduction: str, wants: Wants, backend: str
+) -> tuple[Tensor, PairStats, Gradients | None]:
+    gradients = None
+    if any(wants) and reduction != "none":
+        gradients, found = pair_gradients(inputs, SoftmaxWeights(symmetric), wants, backend, stats=True)
+        stats = found.stats
+        assert stats is not None
+    else:
+        stats = pair_statistics(inputs, backend, symmetric)
+    assert inputs.positives is not None
+    return reduce(info_nce_values(stats, inputs.positives, symmetric), reduction), stats, gradients
+
+
+def info_nce_backward(
+    inputs: PairInputs,
+    stats: PairStats,
+    upstream: Tensor,
+    symmetric: bool,
+    reduction: str,
+    formed: Gradients | None,
+    form: Former,
+    in_place: bool,
+) -> Gradients:
+    if formed is not None:
+        return formed.times(upstream * row_factor(inputs, reduction, symmetric), in_place)
+    assert inputs.positives is not None
+    gain = row_gains(inputs, upstream, reduction, symmetric)
+    col_gain = by_column(gain, inputs.positives, gain.shape[0], 0.0) if symmetric else None
+    return form(softmax_weights(stats, inputs.positives, gain, col_gain, inputs.self_similarity))
+
+
+# The gamma loss
+
+
+def gamma_forward(
+    inputs: PairInputs, terms: GammaTerms, reduction: str, wants: Wants, backend: str
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Gradients | None]:
+    """(loss, row_lse, col_lse, logits of the positives, gradients)."""
+    with outside_autocast(inputs.x.device):
+        positive = positive_logits(inputs.problem())
+    forms = any(wants) and reduction != "none"
+    weights = gamma_weights(inputs, terms, positive, torch.ones_like(positive))
+    gradients, found = pair_gradients(inputs, weights, wants if forms else NOTHING, backend, stats=True)
+    stats, positives = found.stats, inputs.positives
+    assert stats is not None
+    assert positives is not None
+    assert found.row_mass is not None
+    values = _gamma_bound(found.row_mass, positive, terms.log_u, terms.row_draws, terms.cap)
+    multiplier = exp(terms.log_multiplier)
+    row_lse = denominators(stats.row_max, stats.row_sum, positive, multiplier).log()
+    col_lse = None
+    if terms.log_v is not None:
+        assert found.col_mass is not None
+        draws = None if terms.col_draws is None else terms.col_draws[positives]
+        mass = found.col_mass[positives]
+        values = (values + _gamma_bound(mass, positive, terms.log_v[positives], draws, terms.cap)) / 2
+        col_lse = col_denominators(stats, positives, multiplier).log()
+    return reduce(values, reduction), row_lse, col_lse, positive, gradients if forms else None
+
+
+def gamma_backward(
+    inputs: PairInputs,
+    terms: GammaTerms,
+    positive_logit: Tensor,
+    upstream: Tensor,
+    reduction: str,
+    formed: Gradients | None,
+    form: Former,
+    in_place: bool,
+) -> Gradients:
+    both_directions = terms.log_v is not None
+    if formed is not None:
+        return formed.times(upstream * row_factor(inputs, reduction, both_directions), in_place)
+    gain = row_gains(inputs, upstream, reduction, both_directions)
+    return form(gamma_weights(inputs, terms, positive_logit, gain))
+
+
+def gamma_weights(inputs: PairInputs, terms: GammaTerms, positive: Tensor, gain: Tensor) -> GivenWeights:
+    positives = inputs.positives
+    assert positives is not None
+    row_gain = gain if terms.row_draws is None else gain * terms.row_draws
+    coeff = row_gain * _weight(positive + terms.log_u, terms.cap) - gain
+    row_shift = -terms.log_u - terms.log_multiplier
+    if terms.log_v is None:
+        return GivenWeights(row_shift, row_gain, None, None, coeff, terms.cap)
+    col_gain = by_column(gain, positives, gain.shape[0], 0.0)
+    if terms.col_draws is not None:
+        col_gain = col_gain * terms.col_draws
+    coeff = coeff + col_gain[positives] * _weight(positive + terms.log_v[positives], terms.cap) - gain
+    return GivenWeights(row_shift, row_gain, -terms.log_v - terms.log_multiplier, col_gain, coeff, terms.cap)
+
+
+def _gamma_bound(
+    negative_mass: Tensor, positive: Tensor, log_weights: Tensor, draws: Tensor | None, cap: bool
+) -> Tensor:
+    t = positive + log_weights
+    mass = negative_mass + (torch.where(t > 0, 1 + t, t.clamp(max=0).exp()) if cap else t.exp())
+    return mass - t - 1 if draws is None else draws * mass - draws.log() - t - 1
+
+
+def _weight(t: Tensor, cap: bool) -> Tensor:
+    return t.clamp(max=0).exp() if cap else t.exp()
+
+
+# Log-normalisers
+
+
+def log_normalizers_forward(
+    inputs: PairInputs, columns: bool, log_multiplier: float, backend: str
+) -> tuple[Tensor, Tensor | None, PairStats]:
+    stats = pair_statistics(inputs, backend, columns)
+    multiplier = exp(log_multiplier)
+    col_lse = col_denominators(stats, inputs.positives, multiplier).log() if columns else None
+    return row_denominators(stats, multiplier).log(), col_lse, stats
+
+
+def log_normalizers_backward(
+    inputs: PairInputs,
+    stats: PairStats,
+    log_multiplier: float,
+    row_gain: Tensor | None,
+    col_gain: Tensor | None,
+    form: Former,
+) -> Gradients:
+    """None where nothing depends on a direction."""
+    row_gain = torch.zeros_like(stats.row_max) if row_gain is None else row_gain
+    return form(normalizer_weights(stats, inputs.positives, exp(log_multiplier), row_gain, col_gain))
+
+
+# Ranks
+
+
+def retrieval_ranks_forward(inputs: PairInputs, backend: str) -> Tensor:
+    with outside_autocast(inputs.x.device):
+        ranks = backends.get(backend).pair_stats(inputs.problem(), ranks=True).row_rank
+    assert ranks is not None
+    return ranks

@@ -1,0 +1,236 @@
+"""The losses as functions: checks, the choice of a backend, and the way into autograd or a compiled graph."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from contrastile import autograd, backends, formulas
+from contrastile.formulas import NOTHING, GammaTerms, Wants
+from contrastile.validation import (
+    Groups,
+    PairInputs,
+    check_log_multiplier,
+    check_pairs,
+    check_reduction,
+    check_vector,
+    check_views,
+)
+
+__all__ = ["GammaOutput", "gamma_contrastive", "info_nce", "log_normalizers", "nt_xent"]
+
+
+class GammaOutput(NamedTuple):
+    """Loss and log-normalisers of `gamma_contrastive`. The log-normalisers carry no gradient."""
+
+    loss: Tensor  # (), or (N,) for reduction="none"
+    row_lse: Tensor  # (N,)
+    col_lse: Tensor | None  # (M,); None without log_v
+
+
+def info_nce(
+    x: Tensor,
+    y: Tensor,
+    scale: float | Tensor,
+    *,
+    symmetric: bool = True,
+    positives: Tensor | None = None,
+    groups: Groups | None = None,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """InfoNCE over all pairs of a batch, without the N x M matrix.
+
+        l_i = log( exp(s_i,pos) + sum_neg exp(s_ij) ) - s_i,pos      (van den Oord et al. 2018, eq. 4)
+        s_ij = scale_i <x_i, y_j>
+
+    symmetric=True averages it with the same loss over columns, as CLIP does (Radford et al. 2021, figure 3):
+    info_nce(x, y, s) equals (cross_entropy(s x y^T) + cross_entropy(s y x^T)) / 2.
+
+    Sums are accumulated in float32, in float64 for float64 inputs. Where a gradient is wanted and the loss is a
+    number, it is formed along with the loss. Second derivatives: `contrastile.reference.info_nce`.
+
+    Args:
+        x: anchors, (N, D), float16, bfloat16, float32 or float64.
+        y: candidates, (M, D), dtype and device of x; under autocast the narrower of two dtypes is widened.
+        scale: 1 / temperature, above 0: a number, a tensor () or one (N,) per row. Tensors get a gradient.
+        symmetric: both directions; needs N == M.
+        positives: (N,) integers, the column of each row's positive, default arange(N); distinct if symmetric.
+        groups: (row_ids (N,), col_ids (M,)), integers: a pair of equal ids other than the positive is no negative.
+        reduction: "mean" or "sum" over rows, or "none".
+        backend: name of a backend instead of the automatic choice.
+
+    Returns:
+        The loss, () or (N,), float32, or float64 for float64 inputs. A row without negatives has loss 0.
+        NaN in x or y gives NaN in every row that meets it.
+
+    Raises:
+        ValueError: a shape, a device or a value does not fit, e.g. x is (9, 5) but y is (9, 4).
+        TypeError: a dtype does not fit.
+        RuntimeError: the named backend cannot run.
+    """
+    check_reduction(reduction)
+    inputs = check_pairs(x, y, scale, positives, groups, both_directions=symmetric)
+    return _info_nce(inputs, symmetric, reduction, backend)
+
+
+def nt_xent(
+    z: Tensor,
+    scale: float | Tensor,
+    *,
+    positives: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> Tensor:
+    """NT-Xent over two views of each sample, without the 2B x 2B matrix (Chen et al. 2020, eq. 1).
+
+        l_i = log sum_{j != i} exp(s_ij) - s_i,pos       s_ij = scale_i <z_i, z_j>
+
+    Args:
+        z: embeddings of both views, (2B, D), float16, bfloat16, float32 or float64.
+        scale: 1 / temperature, above 0: a number, a tensor () or one (2B,) per row. Tensors get a gradient. One
+            scale for all rows makes the logits symmetric and costs half of what scales by row do.
+        positives: (2B,) integers, the other view of each row, default (i + B) mod 2B: nobody's own, and
+            positives[positives[i]] == i.
+        reduction, backend: as for `info_nce`.
+
+    Returns:
+        The loss, () or (2B,), float32, or float64 for float64 inputs. NaN in z gives NaN in every row.
+
+    Raises:
+        ValueError: a shape, a device or a value does not fit, e.g. z is (9, 5): an odd number of rows.
+        TypeError: a dtype does not fit.
+        RuntimeError: the named backend cannot run.
+    """
+    check_reduction(reduction)
+    return _info_nce(check_views(z, scale, positives), False, reduction, backend)
+
+
+def log_normalizers(
+    x: Tensor,
+    y: Tensor,
+    scale: float | Tensor,
+    *,
+    positives: Tensor | None = None,
+    groups: Groups | None = None,
+    columns: bool = True,
+    log_multiplier: float = 0.0,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Log-sum-exp of every row and column of the logits, without the N x M matrix.
+
+        row_lse_i = log( exp(s_i,pos) + e^log_multiplier * sum_neg exp(s_ij) )       s_ij = scale_i <x_i, y_j>
+
+    The multiplier lets the negatives of a batch stand for those of a larger set [derived]. Differentiable once.
+
+    Args:
+        x: anchors, (N, D). y: candidates, (M, D). scale: as for `info_nce`.
+        positives: (N,) integers, the column of each row's positive, distinct if columns; without them no pair is
+            a positive, and every pair that groups do not mask is a negative.
+        groups: as for `info_nce`.
+        columns: the column log-sum-exps as well.
+        log_multiplier: finite number.
+        backend: as for `info_nce`.
+
+    Returns:
+        row_lse (N,) and col_lse (M,) or None, float32, or float64 for float64 inputs; -inf where nothing is summed.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `info_nce` does.
+    """
+    log_multiplier = check_log_multiplier(log_multiplier)
+    inputs = check_pairs(x, y, scale, positives, groups, both_directions=columns, needs_positives=False)
+    name = backends.resolve(backend, x.device.type)
+    if torch.compiler.is_compiling():
+        row_lse, col_lse, *_ = torch.ops.contrastile.log_normalizers(*inputs, columns, log_multiplier, name)
+        return row_lse, col_lse if columns else None
+    if not any(_wants(inputs)):
+        return formulas.log_normalizers_forward(inputs, columns, log_multiplier, name)[:2]
+    return autograd.LogNormalizersFunction.apply(*inputs, columns, log_multiplier, name)  # type: ignore[no-any-return]
+
+
+def gamma_contrastive(
+    x: Tensor,
+    y: Tensor,
+    scale: float | Tensor,
+    log_u: Tensor,
+    log_v: Tensor | None = None,
+    *,
+    positives: Tensor | None = None,
+    groups: Groups | None = None,
+    log_multiplier: float = 0.0,
+    cap: bool = True,
+    row_draws: Tensor | None = None,
+    col_draws: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str | None = None,
+) -> GammaOutput:
+    """Decomposable contrastive loss under given log-weights: one sweep over the pairs, an upper bound of InfoNCE.
+
+        L_i = -s_pos + g_i ( sum_neg phi(s_ij + log_u_i + log_multiplier) + phi(s_pos + log_u_i) )
+              - log g_i - log_u_i - 1                               s_ij = scale_i <x_i, y_j>
+
+    phi(t) = exp(t), or with the cap exp(t) for t <= 0 and 1 + t above. With g = 1 and log_multiplier = 0, L_i is at
+    least InfoNCE's l_i for every log_u_i, with equality at log_u_i = -row_lse_i; the capped bound is the tighter one.
+    After the gamma augmentation of Chen et al., "Why do we need large batchsizes in contrastive learning?",
+    NeurIPS 2022; the bound, the cap and the multiplier are derived here.
+
+    With log_v the loss of row i is the average of L_i and of the same over rows for column positives[i].
+    Weights and draws are constants: they get no gradient.
+
+    Args:
+        x: anchors, (N, D). y: candidates, (M, D). scale, positives, groups, reduction, backend: as for `info_nce`.
+        log_u: log-weights of the rows, (N,), floating point: minus an estimate of the row's log-normaliser.
+        log_v: log-weights of the columns, (M,); needs N == M and distinct positives.
+        log_multiplier: finite number; each negative counts e^log_multiplier times.
+        cap: holds every weight exp(s_ij + log_u_i + ...) at 1 at most, so that stale log-weights cannot overflow.
+        row_draws: g above, (N,), above 0, e.g. gamma draws of mean one; default ones. They multiply after the cap.
+        col_draws: the same for the columns, (M,); needs log_v.
+
+    Returns:
+        GammaOutput(loss, row_lse, col_lse): the log-normalisers are those of `log_normalizers` with the same
+        arguments, from the same sweep.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: as `info_nce` does.
+    """
+    check_reduction(reduction)
+    log_multiplier = check_log_multiplier(log_multiplier)
+    inputs = check_pairs(x, y, scale, positives, groups, both_directions=log_v is not None)
+    rows, cols = x.shape[0], y.shape[0]
+    if col_draws is not None and log_v is None:
+        raise ValueError("col_draws is given without log_v: there is no loss over columns to draw for")
+    terms = GammaTerms(
+        log_u=check_vector("log_u", log_u, rows, inputs.x),
+        log_v=None if log_v is None else check_vector("log_v", log_v, cols, inputs.x),
+        row_draws=None if row_draws is None else check_vector("row_draws", row_draws, rows, inputs.x, positive=True),
+        col_draws=None if col_draws is None else check_vector("col_draws", col_draws, cols, inputs.x, positive=True),
+        log_multiplier=log_multiplier,
+        cap=cap,
+    )
+    name = backends.resolve(backend, x.device.type)
+    wants = _wants(inputs)
+    if torch.compiler.is_compiling():
+        loss, row_lse, col_lse, *_ = torch.ops.contrastile.gamma_contrastive(*inputs, *terms, reduction, *wants, name)
+        return GammaOutput(loss, row_lse, col_lse if log_v is not None else None)
+    if not any(wants):
+        return GammaOutput(*formulas.gamma_forward(inputs, terms, reduction, NOTHING, name)[:3])
+    return GammaOutput(*autograd.GammaContrastiveFunction.apply(*inputs, *terms, reduction, name))
+
+
+def _info_nce(inputs: PairInputs, symmetric: bool, reduction: str, backend: str | None) -> Tensor:
+    name = backends.resolve(backend, inputs.x.device.type)
+    wants = _wants(inputs)
+    if torch.compiler.is_compiling():
+        return torch.ops.contrastile.info_nce(*inputs, symmetric, reduction, *wants, name)[0]  # type: ignore[no-any-return]
+    if not any(wants):
+        return formulas.info_nce_forward(inputs, symmetric, reduction, NOTHING, name)[0]
+    return autograd.InfoNCEFunction.apply(*inputs, symmetric, reduction, name)  # type: ignore[no-any-return]
+
+
+def _wants(inputs: PairInputs) -> Wants:
+    if not torch.is_grad_enabled():
+        return NOTHING
+    return Wants(*(t is not None and t.requires_grad for t in inputs[:3]))

@@ -1,0 +1,7 @@
+"""The losses as modules: a constructor that keeps options and state, a forward that calls the functions."""
+
+from contrastile.losses.clip import ClipLoss
+from contrastile.losses.gamma import GammaContrastiveLoss
+from contrastile.losses.nt_xent import NTXentLoss
+
+__all__ = ["ClipLoss", "GammaContrastiveLoss", "NTXentLoss"]

@@ -1,0 +1,78 @@
+"""CLIP's loss with open_clip's constructor and call."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from contrastile.functional import info_nce
+
+
+class ClipLoss(nn.Module):
+    """Symmetric InfoNCE between image and text features, without the N x N logits.
+
+    Takes the place of ClipLoss of open_clip 3.3 in a single process (Radford et al. 2021, figure 3); the features
+    are used as given, so normalise them first. local_loss, gather_with_grad, rank and use_horovod say how features
+    are gathered across processes and mean nothing with one; cache_labels is moot, as no labels are formed.
+
+    Args:
+        local_loss, gather_with_grad, cache_labels, rank, world_size, use_horovod: as in open_clip.
+        backend: name of a backend instead of the automatic choice.
+
+    Raises:
+        NotImplementedError: world_size is above 1.
+    """
+
+    def __init__(
+        self,
+        local_loss: bool = False,
+        gather_with_grad: bool = False,
+        cache_labels: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
+        use_horovod: bool = False,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        if world_size > 1:
+            raise NotImplementedError(
+                f"world_size is {world_size}: ClipLoss does not gather features across processes yet, "
+                "so negatives of other ranks would be missing; expected world_size=1"
+            )
+        self.local_loss = local_loss
+        self.gather_with_grad = gather_with_grad
+        self.cache_labels = cache_labels
+        self.rank = rank
+        self.world_size = world_size
+        self.use_horovod = use_horovod
+        self.backend = backend
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        logit_scale: float | Tensor,
+        logit_bias: float | Tensor | None = None,
+        output_dict: bool = False,
+    ) -> Tensor | dict[str, Tensor]:
+        """The loss, (), or {"contrastive_loss": loss}.
+
+        Args:
+            image_features, text_features: (N, D) each, one dtype.
+            logit_scale: 1 / temperature, one number; a tensor gets its gradient.
+            logit_bias: one number. It moves all logits alike, which no softmax sees. A tensor still gets a gradient,
+                of zero, rather than none: DistributedDataParallel waits for every parameter of the model.
+            output_dict: wrap the loss in a dictionary.
+
+        Raises:
+            ValueError: logit_bias has several entries, or as `info_nce` does.
+            TypeError, RuntimeError: as `info_nce` does.
+        """
+        if isinstance(logit_scale, Tensor) and logit_scale.numel() == 1:
+            logit_scale = logit_scale.reshape(())
+        loss = info_nce(image_features, text_features, logit_scale, backend=self.backend)
+        if isinstance(logit_bias, Tensor):
+            if logit_bias.numel() != 1:
+                raise ValueError(f"logit_bias has shape {tuple(logit_bias.shape)}: expected one number")
+            loss = loss + 0 * logit_bias.reshape(()).to(loss.dtype)
+        return {"contrastive_loss": loss} if output_dict else loss

@@ -1,0 +1,228 @@
+"""The losses as custom ops, contrastile::*, for compiled graphs. Eager calls do not pass here: dispatch costs time.
+
+A forward op takes one flag per gradient to form, and returns what it formed, and what a backward needs, as further
+outputs without gradients. Where a backward wants what its forward did not form, contrastile::pair_grad forms it from
+the saved statistics. An op has a fixed number of outputs: absent ones are empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from contrastile import formulas
+from contrastile.autograd import INPUTS, differentiable_once
+from contrastile.formulas import GammaTerms, Gradients, Wants
+from contrastile.pairs import GivenWeights, PairStats
+from contrastile.validation import PairInputs, accumulation_dtype
+
+INPUTS_SCHEMA = "Tensor x, Tensor? y, Tensor scale, Tensor? positives, Tensor? row_groups, Tensor? col_groups"
+FORM_SCHEMA = "bool form_dx, bool form_dy, bool form_dscale"
+TERMS_SCHEMA = "Tensor log_u, Tensor? log_v, Tensor? row_draws, Tensor? col_draws, float log_multiplier, bool cap"
+WEIGHTS_SCHEMA = "Tensor row_shift, Tensor row_gain, Tensor? col_shift, Tensor? col_gain, Tensor? positive_coeff"
+TERMS = len(GammaTerms._fields)
+STATS = 5
+
+
+def _op(name: str, arguments: str, outputs: int) -> Callable[[Callable[..., Any]], Any]:
+    schema = f"({INPUTS_SCHEMA}, {arguments}) -> ({', '.join(['Tensor'] * outputs)})"
+    return lambda function: torch.library.custom_op(f"contrastile::{name}", function, mutates_args=(), schema=schema)
+
+
+# (loss, dx, dy, dscale, row_max, row_sum, col_max, col_sum, positive_logit)
+@_op("info_nce", f"bool symmetric, str reduction, {FORM_SCHEMA}, str backend", 1 + 3 + STATS)
+def info_nce(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs = PairInputs(*arguments[:INPUTS])
+    symmetric, reduction, *form, backend = arguments[INPUTS:]
+    loss, stats, formed = formulas.info_nce_forward(inputs, symmetric, reduction, Wants(*form), backend)
+    return loss, *_present(inputs, formed), *_present(inputs, formulas.stats_tensors(stats))
+
+
+@info_nce.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs = PairInputs(*arguments[:INPUTS])
+    symmetric, reduction, *form, _ = arguments[INPUTS:]
+    return _fake_loss(inputs, reduction), *_fake_formed(inputs, form, reduction), *_fake_stats(inputs, symmetric)
+
+
+def _keep_info_nce(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
+    ctx.symmetric, ctx.reduction, *_, ctx.backend = inputs[INPUTS:]
+    ctx.save_for_backward(*inputs[:INPUTS], *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+@differentiable_once
+def _info_nce_backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    inputs, rest = PairInputs(*ctx.saved_tensors[:INPUTS]), ctx.saved_tensors[INPUTS:]
+    stats = PairStats(*map(_absent, rest[3:]))
+    gradients = formulas.info_nce_backward(
+        inputs,
+        stats,
+        upstream,
+        ctx.symmetric,
+        ctx.reduction,
+        _formed(ctx, rest[:3]),
+        _form(ctx, inputs),
+        in_place=False,
+    )
+    return _for_all_arguments(ctx, inputs, gradients)
+
+
+info_nce.register_autograd(_info_nce_backward, setup_context=_keep_info_nce)
+
+
+# (loss, row_lse, col_lse, positive_logit, dx, dy, dscale)
+@_op("gamma_contrastive", f"{TERMS_SCHEMA}, str reduction, {FORM_SCHEMA}, str backend", 1 + 3 + 3)
+def gamma_contrastive(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, terms, (reduction, *form, backend) = _gamma_arguments(arguments)
+    loss, *vectors, formed = formulas.gamma_forward(inputs, terms, reduction, Wants(*form), backend)
+    return loss, *_present(inputs, vectors), *_present(inputs, formed)
+
+
+@gamma_contrastive.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, terms, (reduction, *form, _) = _gamma_arguments(arguments)
+    rows, cols = inputs.x.shape[0], 0 if terms.log_v is None else terms.log_v.shape[0]
+    vectors = [_fake(inputs, size) for size in (rows, cols, rows)]
+    return _fake_loss(inputs, reduction), *vectors, *_fake_formed(inputs, form, reduction)
+
+
+def _keep_gamma_contrastive(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
+    _, terms, (ctx.reduction, *_, ctx.backend) = _gamma_arguments(inputs)
+    *constants, ctx.log_multiplier, ctx.cap = terms
+    ctx.save_for_backward(*inputs[:INPUTS], *constants, *output[3:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+@differentiable_once
+def _gamma_contrastive_backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    inputs, rest = PairInputs(*ctx.saved_tensors[:INPUTS]), ctx.saved_tensors[INPUTS:]
+    *constants, positive_logit, dx, dy, dscale = rest
+    terms = GammaTerms(*constants, ctx.log_multiplier, ctx.cap)
+    formed = _formed(ctx, (dx, dy, dscale))
+    gradients = formulas.gamma_backward(
+        inputs, terms, positive_logit, upstream, ctx.reduction, formed, _form(ctx, inputs), in_place=False
+    )
+    return _for_all_arguments(ctx, inputs, gradients)
+
+
+gamma_contrastive.register_autograd(_gamma_contrastive_backward, setup_context=_keep_gamma_contrastive)
+
+
+# (row_lse, col_lse, row_max, row_sum, col_max, col_sum, positive_logit)
+@_op("log_normalizers", "bool columns, float log_multiplier, str backend", 2 + STATS)
+def log_normalizers(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs = PairInputs(*arguments[:INPUTS])
+    row_lse, col_lse, stats = formulas.log_normalizers_forward(inputs, *arguments[INPUTS:])
+    return tuple(_present(inputs, (row_lse, col_lse, *formulas.stats_tensors(stats))))
+
+
+@log_normalizers.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, columns = PairInputs(*arguments[:INPUTS]), arguments[INPUTS]
+    row_max, _, col_max, *_ = stats = _fake_stats(inputs, columns)
+    return torch.empty_like(row_max), torch.empty_like(col_max), *stats
+
+
+def _keep_log_normalizers(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
+    ctx.columns, ctx.log_multiplier, ctx.backend = inputs[INPUTS:]
+    ctx.save_for_backward(*inputs[:INPUTS], *output[2:])
+    ctx.mark_non_differentiable(*output[2 if ctx.columns else 1 :])
+    ctx.set_materialize_grads(False)
+
+
+@differentiable_once
+def _log_normalizers_backward(
+    ctx: Any, row_gain: Tensor | None, col_gain: Tensor | None, *_: Any
+) -> tuple[Tensor | None, ...]:
+    inputs, stats = PairInputs(*ctx.saved_tensors[:INPUTS]), PairStats(*map(_absent, ctx.saved_tensors[INPUTS:]))
+    gradients = formulas.log_normalizers_backward(
+        inputs, stats, ctx.log_multiplier, row_gain, col_gain if ctx.columns else None, _form(ctx, inputs)
+    )
+    return _for_all_arguments(ctx, inputs, gradients)
+
+
+log_normalizers.register_autograd(_log_normalizers_backward, setup_context=_keep_log_normalizers)
+
+
+@_op("retrieval_ranks", "str backend", 1)
+def retrieval_ranks(*arguments: Any) -> Tensor:
+    return formulas.retrieval_ranks_forward(PairInputs(*arguments[:INPUTS]), arguments[INPUTS])
+
+
+@retrieval_ranks.register_fake
+def _(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape[0], dtype=torch.int64)
+
+
+# (dx, dy, dscale)
+@_op("pair_grad", f"{WEIGHTS_SCHEMA}, bool cap, {FORM_SCHEMA}, str backend", 3)
+def pair_grad(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs = PairInputs(*arguments[:INPUTS])
+    *weights, form_dx, form_dy, form_dscale, backend = arguments[INPUTS:]
+    wants = Wants(form_dx, form_dy, form_dscale)
+    gradients, _ = formulas.pair_gradients(inputs, GivenWeights(*weights), wants, backend)
+    return tuple(_present(inputs, gradients))
+
+
+@pair_grad.register_fake
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(_fake_formed(PairInputs(*arguments[:INPUTS]), arguments[-4:-1], "sum"))
+
+
+def _form(ctx: Any, inputs: PairInputs) -> formulas.Former:
+    def form(weights: GivenWeights) -> Gradients:
+        arguments = (getattr(weights, name) for name in ("row_shift", "row_gain", "col_shift", "col_gain"))
+        outputs = torch.ops.contrastile.pair_grad(
+            *inputs, *arguments, weights.positive_coeff, weights.cap, *ctx.needs_input_grad[:3], ctx.backend
+        )
+        return Gradients(*map(_absent, outputs))
+
+    return form
+
+
+def _formed(ctx: Any, tensors: Sequence[Tensor]) -> Gradients | None:
+    formed = Gradients(*map(_absent, tensors))
+    return formed if formulas.covers(formed, Wants(*ctx.needs_input_grad[:3])) else None
+
+
+def _for_all_arguments(ctx: Any, inputs: PairInputs, gradients: Gradients) -> tuple[Tensor | None, ...]:
+    return (*formulas.rounded(inputs, gradients), *[None] * (len(ctx.needs_input_grad) - 3))
+
+
+def _gamma_arguments(arguments: Sequence[Any]) -> tuple[PairInputs, GammaTerms, Sequence[Any]]:
+    terms = GammaTerms(*arguments[INPUTS : INPUTS + TERMS])
+    return PairInputs(*arguments[:INPUTS]), terms, arguments[INPUTS + TERMS :]
+
+
+def _present(inputs: PairInputs, tensors: Sequence[Tensor | None] | None) -> list[Tensor]:
+    return [_fake(inputs, 0) if t is None else t for t in tensors or (None, None, None)]
+
+
+def _absent(tensor: Tensor) -> Tensor | None:
+    return None if tensor.dim() == 1 and tensor.shape[0] == 0 else tensor
+
+
+def _fake(inputs: PairInputs, *shape: int) -> Tensor:
+    return inputs.x.new_empty(shape, dtype=accumulation_dtype(inputs.x.dtype))
+
+
+def _fake_loss(inputs: PairInputs, reduction: str) -> Tensor:
+    return _fake(inputs, inputs.x.shape[0]) if reduction == "none" else _fake(inputs)
+
+
+def _fake_formed(inputs: PairInputs, form: Sequence[bool], reduction: str) -> list[Tensor]:
+    sources = (inputs.x, inputs.y, inputs.scale)
+    forms = [of is not None and wanted and reduction != "none" for of, wanted in zip(sources, form, strict=True)]
+    return [_fake(inputs, *of.shape) if formed else _fake(inputs, 0) for of, formed in zip(sources, forms, strict=True)]
+
+
+def _fake_stats(inputs: PairInputs, columns: bool) -> list[Tensor]:
+    rows, cols = inputs.x.shape[0], inputs.x.shape[0] if inputs.y is None else inputs.y.shape[0]
+    sizes = (rows, rows, cols if columns else 0, cols if columns else 0, 0 if inputs.positives is None else rows)
+    return [_fake(inputs, size) for size in sizes]

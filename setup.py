@@ -1,0 +1,71 @@
+"""Builds the optional C++ module contrastile._C with CMake and Ninja; everything else stands in pyproject.toml.
+
+The environment variable CONTRASTILE_BUILD says what happens where it cannot be built:
+
+    auto        (default) the reason is printed and the package installs without it; eager PyTorch serves
+    required    the installation fails
+    0           no build is tried
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+BUILD_CHOICES = ("auto", "required", "0")
+
+
+class CMakeBuild(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        choice = os.environ.get("CONTRASTILE_BUILD", "auto")
+        if choice not in BUILD_CHOICES:
+            raise SystemExit(f"CONTRASTILE_BUILD is {choice!r}: expected one of {', '.join(BUILD_CHOICES)}")
+        if choice == "0":
+            return skipped("CONTRASTILE_BUILD=0")
+        try:
+            self.run_cmake(ext)
+        except (ImportError, OSError, subprocess.CalledProcessError) as error:
+            if choice == "required":
+                raise SystemExit(f"contrastile: {ext.name} was not built: {error}") from error
+            skipped(str(error))
+
+    def run_cmake(self, ext: Extension) -> None:
+        import cmake
+        import pybind11
+
+        module = Path(self.get_ext_fullpath(ext.name)).resolve()
+        cmake_program = os.path.join(cmake.CMAKE_BIN_DIR, "cmake")
+        # Without build isolation the environment's own ninja is not on PATH unless it was activated.
+        path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+        configure = [
+            cmake_program, "-S", str(ROOT), "-B", self.build_temp, "-G", "Ninja",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={module.parent}",
+        ]  # fmt: skip
+        for command in (configure, [cmake_program, "--build", self.build_temp]):
+            subprocess.run(command, check=True, env={**os.environ, "PATH": path})
+
+
+def skipped(reason: str) -> None:
+    print(
+        f"contrastile: the C++ backend was not built ({reason}).\n"
+        "contrastile: the eager PyTorch backend will be used. A C++20 compiler (GCC 11 or newer) and\n"
+        "contrastile: CONTRASTILE_BUILD=required pip install -v . show what is missing.",
+        file=sys.stderr,
+    )
+
+
+def sources(*suffixes: str) -> list[str]:
+    return sorted(str(path) for path in Path("csrc").rglob("*") if path.suffix in suffixes)
+
+
+# sources and depends also tell setuptools what belongs into a source distribution.
+extension = Extension("contrastile._C", sources(".cpp"), depends=[*sources(".h"), "CMakeLists.txt"], optional=True)
+setup(ext_modules=[extension], cmdclass={"build_ext": CMakeBuild})

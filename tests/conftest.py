@@ -1,0 +1,26 @@
+"""One seed and one thread per test, and a header that says which backends are under test."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from contrastile.backends import available
+from hypothesis import settings
+from support import BACKENDS_HERE
+
+settings.register_profile("contrastile", derandomize=True, deadline=None, print_blob=True)
+settings.load_profile("contrastile")
+
+
+def pytest_report_header() -> str:
+    missing = [f"{name} ({reason})" for name, reason in available().items() if reason is not None]
+    return f"contrastile backends: {', '.join(BACKENDS_HERE)}; not here: {', '.join(missing) or 'none'}"
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed_and_threads():
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
