@@ -17,15 +17,16 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from contrastile import reference
+from torch import Tensor
 
 PRODUCTS = {"gamma": 3, "one_direction": 3, "symmetric": 4, "nt_xent": 2}
 LOSSES = tuple(PRODUCTS)
 SQUARE_LOSSES = ("gamma", "symmetric", "nt_xent")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCALE = 20.0
+ERROR_ROWS = 512  # where a float64 truth is cheap
+PRODUCT_BUFFER_BYTES = 1 << 30  # for the scores of the product that is timed beside each case
 
 
 @dataclass(frozen=True)

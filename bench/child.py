@@ -23,15 +23,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from contrastile.bench.cases import Case, Inputs, make_inputs, true_loss
+from contrastile.bench.cases import ERROR_ROWS, PRODUCT_BUFFER_BYTES, Case, Inputs, make_inputs, true_loss
 from contrastile.bench.implementations import IMPLEMENTATIONS, Loss
 from contrastile.bench.machine import PeakMemory
 from torch import Tensor
 
-ERROR_ROWS = 512  # where a float64 truth is cheap
 WARM_ROWS = 64  # loads code and starts threads, and leaves no workspace of note behind
 SHORTEST_SECONDS = 0.05  # a shorter call is timed several times over
-PRODUCT_BUFFER_BYTES = 1 << 30
 SETTLE_SECONDS = 0.005  # idle threads of the previous call spin for a while before they sleep
 
 Figures = dict[str, Any]

@@ -42,17 +42,17 @@ def _phi(t: Tensor) -> Tensor:
 
 
 Form = Callable[..., Tensor]
+FORMS: dict[str, Form] = {
+    "one_direction": one_direction,
+    "symmetric": symmetric,
+    "nt_xent": nt_xent,
+    "gamma": gamma,
+}
 
 
 def evaluate(loss: str, wrap: Callable[[Form], Form] | None = None) -> Callable[[Inputs], Tensor]:
     """The dense form as a function of Inputs; `wrap` is applied to it first (torch.compile)."""
-    forms: dict[str, Form] = {
-        "one_direction": one_direction,
-        "symmetric": symmetric,
-        "nt_xent": nt_xent,
-        "gamma": gamma,
-    }
-    function = wrap(forms[loss]) if wrap else forms[loss]
+    function = wrap(FORMS[loss]) if wrap else FORMS[loss]
     if loss == "gamma":
         return lambda inputs: function(*inputs.pair, inputs.log_u, inputs.log_v)
     return lambda inputs: function(*inputs.leaves)

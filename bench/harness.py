@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from contrastile.bench.cases import Case
-from contrastile.bench.child import ERROR_ROWS, PRODUCT_BUFFER_BYTES
+from contrastile.bench.cases import PRODUCT_BUFFER_BYTES, Case
 from contrastile.bench.implementations import IMPLEMENTATIONS
 from contrastile.bench.machine import GIB, MIB, available_bytes
 
@@ -124,7 +124,7 @@ def run_cases(
     limit_seconds: float | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Each case in its own process, the float64 error once per implementation (at ERROR_ROWS, whatever the size)."""
+    """Each case in its own process, the float64 error once per implementation (at 512 rows, whatever the size)."""
     rows: list[Row] = []
     known_error: dict[tuple[object, ...], Row] = {}
     for case in cases:
@@ -140,34 +140,40 @@ def run_cases(
 
 
 def _with_error_of(row: Row, source: Row) -> Row:
-    return Row(
-        **{
-            **row.__dict__,
-            "loss_error": source.loss_error,
-            "gradient_error": source.gradient_error,
-            "error_rows": ERROR_ROWS,
-        }
+    return replace(
+        row, loss_error=source.loss_error, gradient_error=source.gradient_error, error_rows=source.error_rows
     )
 
 
 def _in_child(job: dict[str, Any], limit_seconds: float | None) -> list[dict[str, Any]]:
     threads = str(job["cases"][0]["threads"])
+    paths = os.pathsep.join(path for path in sys.path if path)  # the child finds what this process finds
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
+        result, words = Path(folder) / "result.json", Path(folder) / "stderr"
         try:
-            done = subprocess.run(
-                [sys.executable, "-m", "contrastile.bench.child", str(result)],
-                input=json.dumps(job),
-                capture_output=True,
-                text=True,
-                timeout=limit_seconds,
-                env={**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
-            )
+            # Into a file: a compiler's workers that outlive the child would keep a pipe open.
+            with words.open("w") as stderr:
+                status = subprocess.run(
+                    [sys.executable, "-m", "contrastile.bench.child", str(result)],
+                    input=json.dumps(job),
+                    stdout=subprocess.DEVNULL,
+                    stderr=stderr,
+                    text=True,
+                    timeout=limit_seconds,
+                    env=environment,
+                ).returncode
         except subprocess.TimeoutExpired:
-            failure = {"status": "failed", "reason": f"not done after {limit_seconds:.0f} s"}
-            return [failure for _ in job["cases"]]
-        if done.returncode == 0 and result.is_file():
-            figures: list[dict[str, Any]] = json.loads(result.read_text())
-            return figures
-    last_words = (done.stderr.strip() or "no message").splitlines()[-1]
-    return [{"status": "failed", "reason": f"exit {done.returncode}: {last_words}"} for _ in job["cases"]]
+            reason = f"not done after {limit_seconds:g} s"
+        else:
+            if status == 0:
+                figures: list[dict[str, Any]] = json.loads(result.read_text())
+                return figures
+            reason = _why_ended(status, words.read_text())
+    return [{"status": "failed", "reason": reason} for _ in job["cases"]]
+
+
+def _why_ended(status: int, words: str) -> str:
+    if status < 0:
+        return f"killed by {signal.Signals(-status).name}"
+    return (words.strip() or f"exit status {status}, no message").splitlines()[-1]

@@ -10,6 +10,8 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 GIB = 2**30
@@ -18,7 +20,6 @@ LIBRARIES = (
     "contrastile",
     "torch",
     "numpy",
-    "scipy-openblas32",
     "open_clip_torch",
     "lightly",
     "sentence-transformers",
@@ -70,10 +71,11 @@ class PeakMemory:
         gc.collect()
         _return_freed_memory()
         self.note: str | None = None
+        self._read: Callable[[], int]
         try:
             Path("/proc/self/clear_refs").write_text("5")
             self._start = _proc_status("VmRSS")
-            self._read = lambda: _proc_status("VmHWM")
+            self._read = partial(_proc_status, "VmHWM")
         except OSError:
             self.note = "peak since process start: a lower bound"
             self._start = _max_resident()

@@ -1,6 +1,7 @@
-// contrastile._C: the C++ backends as seen from Python. Tensors cross as addresses, so that no
-// libtorch is linked and one build serves every torch; python/contrastile/backends/cpu.py, the only
-// caller, checks shapes and keeps the tensors alive during a call.
+// contrastile._C: the C++ backends as seen from Python. Tensors cross as
+// addresses, so that no libtorch is linked and one build serves every torch;
+// python/contrastile/backends/cpu.py, the only caller, checks shapes and keeps
+// the tensors alive during a call.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,9 +12,8 @@
 #include <thread>
 #include <vector>
 
-#include "cpu/blas.h"
+#include "cpu/isa.h"
 #include "cpu/sweeps.h"
-#include "cpu/vector_kernels.h"
 
 namespace py = pybind11;
 using namespace contrastile::cpu;
@@ -58,19 +58,21 @@ void bind_sweeps(py::module_& module, const char* suffix) {
   py::class_<PairStats<Real>>(module, named("PairStats").c_str())
       .def(py::init([](Address row_max, Address row_sum, Address col_max, Address col_sum, Address positive_logit,
                        Address row_rank) {
-             return PairStats<Real>{pointer<Real>(row_max), pointer<Real>(row_sum),        pointer<Real>(col_max),
-                                    pointer<Real>(col_sum), pointer<Real>(positive_logit), pointer<std::int64_t>(row_rank)};
+             return PairStats<Real>{pointer<Real>(row_max),        pointer<Real>(row_sum),
+                                    pointer<Real>(col_max),        pointer<Real>(col_sum),
+                                    pointer<Real>(positive_logit), pointer<std::int64_t>(row_rank)};
            }),
            py::kw_only(), py::arg("row_max") = py::none(), py::arg("row_sum") = py::none(),
            py::arg("col_max") = py::none(), py::arg("col_sum") = py::none(), py::arg("positive_logit") = py::none(),
            py::arg("row_rank") = py::none());
 
   py::class_<GivenWeights<Real>>(module, named("GivenWeights").c_str())
-      .def(py::init([](Address row_shift, Address row_gain, Address col_shift, Address col_gain,
-                       Address positive_coeff, bool cap) {
-             return GivenWeights<Real>{pointer<Real>(row_shift), pointer<Real>(row_gain),       pointer<Real>(col_shift),
-                                       pointer<Real>(col_gain),  pointer<Real>(positive_coeff),
-                                       cap ? WeightFunction::capped : WeightFunction::exponential};
+      .def(py::init([](Address row_shift, Address row_gain, Address col_shift, Address col_gain, Address positive_coeff,
+                       bool cap) {
+             return GivenWeights<Real>{
+                 pointer<Real>(row_shift),      pointer<Real>(row_gain),
+                 pointer<Real>(col_shift),      pointer<Real>(col_gain),
+                 pointer<Real>(positive_coeff), cap ? WeightFunction::capped : WeightFunction::exponential};
            }),
            py::kw_only(), py::arg("row_shift"), py::arg("row_gain"), py::arg("col_shift"), py::arg("col_gain"),
            py::arg("positive_coeff"), py::arg("cap"));
@@ -92,7 +94,7 @@ void bind_sweeps(py::module_& module, const char* suffix) {
 double fma_peak(int threads, double seconds) {
   std::vector<double> rates(threads);
   std::vector<std::thread> team;
-  for (double& rate : rates) team.emplace_back([&rate, seconds] { rate = vector_isa().fma_rate(seconds); });
+  for (double& rate : rates) team.emplace_back([&rate, seconds] { rate = isa().fma_rate(seconds); });
   for (std::thread& member : team) member.join();
   double total = 0;
   for (const double rate : rates) total += rate;
@@ -119,13 +121,8 @@ PYBIND11_MODULE(_C, module) {
   bind_sweeps<float>(module, "_float32");
   bind_sweeps<double>(module, "_float64");
 
-  module.def(
-      "set_blas",
-      [](std::uintptr_t sgemm, std::uintptr_t dgemm) {
-        blas() = {reinterpret_cast<CblasGemm<float>>(sgemm), reinterpret_cast<CblasGemm<double>>(dgemm)};
-      },
-      py::arg("sgemm"), py::arg("dgemm"), "Addresses of cblas_sgemm and cblas_dgemm (32-bit integers, one thread).");
-  module.def("isa", [] { return vector_isa().name; }, "Instruction set of the vector kernels.");
+  module.def("isa", [] { return isa().name; }, "Instruction set in use.");
   module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
-             "Measured float32 fused multiply-add rate on registers, flop/s, all threads together.");
+             "Measured float32 fused multiply-add rate on registers, flop/s, "
+             "all threads together.");
 }

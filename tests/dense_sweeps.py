@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 from contrastile.pairs import GivenWeights, PairGrads, PairProblem, PairStats
-from support import Shape, accumulation, assert_at_most, error, rounding_floor, towers, unit_rows
+from support import Shape, accumulation, assert_at_most, error, ids, permutation, rounding_floor, towers, unit_rows
 from torch import Tensor
 
 # The definitions, dense
@@ -131,14 +131,6 @@ def two_towers(shape: Shape, dtype: torch.dtype, scale: float = 20.0, **masks) -
     rows, cols, dim = shape
     x, y = unit_rows(rows, dim, dtype, 1), unit_rows(cols, dim, dtype, 2)
     return PairProblem(x, y, torch.full((rows,), scale, dtype=accumulation(dtype)), **masks)
-
-
-def permutation(count: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(3))
-
-
-def ids(count: int, kinds: int) -> Tensor:
-    return torch.randint(kinds, (count,), generator=torch.Generator().manual_seed(count))
 
 
 def per_row_scale(dtype: torch.dtype) -> PairProblem:

@@ -19,14 +19,12 @@ from dense_sweeps import (
     assert_sweep,
     given_weights,
     grad_results,
-    ids,
     lonely_rows,
-    permutation,
     regime,
     stats_results,
     two_towers,
 )
-from support import BACKENDS_HERE, Shape, assert_at_most, small_workspace, sweeps_of
+from support import BACKENDS_HERE, Shape, assert_at_most, ids, permutation, small_workspace, sweeps_of
 from torch import Tensor
 
 ALL_NEEDS = GradNeeds(dx=True, dy=True, moment=True, stats=True)

@@ -1,53 +1,75 @@
-// Chooses the instruction set once per process.
+// Chooses the instruction set. Every set is a namespace, filled by
+// vector_kernels.cpp and product_kernels.cpp.
 #include <cstdlib>
 #include <string_view>
 
-#include "vector_kernels.h"
+#include "isa.h"
+
+#define CONTRASTILE_DECLARE_ISA(set)                          \
+  namespace contrastile::cpu::set {                           \
+  extern const VectorKernels<float> vector_kernels_single;    \
+  extern const VectorKernels<double> vector_kernels_double;   \
+  extern const ProductKernels<float> product_kernels_single;  \
+  extern const ProductKernels<double> product_kernels_double; \
+  double fma_rate(double seconds);                            \
+  }                                                           \
+  namespace contrastile::cpu {                                \
+  static const Isa set##_isa = {#set,                         \
+                                &set::vector_kernels_single,  \
+                                &set::vector_kernels_double,  \
+                                &set::product_kernels_single, \
+                                &set::product_kernels_double, \
+                                &set::fma_rate};              \
+  }
+
+CONTRASTILE_DECLARE_ISA(generic)
+#if defined(__x86_64__)
+CONTRASTILE_DECLARE_ISA(avx2)
+CONTRASTILE_DECLARE_ISA(avx512)
+#endif
 
 namespace contrastile::cpu {
 
-namespace generic {
-extern const VectorIsa isa;
-}
-#if defined(__x86_64__)
-namespace avx2 {
-extern const VectorIsa isa;
-}
-namespace avx512 {
-extern const VectorIsa isa;
-}
-#endif
-
 namespace {
 
-const VectorIsa& choose() {
+const Isa& choose() {
   const char* named = std::getenv("CONTRASTILE_ISA");
   const std::string_view limit = named ? named : "avx512";
 #if defined(__x86_64__)
   const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (limit == "avx512" && has_avx512) return avx512::isa;
-  if ((limit == "avx512" || limit == "avx2") && has_avx2) return avx2::isa;
+  if (limit == "avx512" && has_avx512) return avx512_isa;
+  if ((limit == "avx512" || limit == "avx2") && has_avx2) return avx2_isa;
 #endif
-  return generic::isa;
+  return generic_isa;
 }
 
 }  // namespace
 
-const VectorIsa& vector_isa() {
-  static const VectorIsa& chosen = choose();
+const Isa& isa() {
+  static const Isa& chosen = choose();
   return chosen;
 }
 
 template <>
 const VectorKernels<float>& vector_kernels<float>() {
-  return vector_isa().single;
+  return *isa().vector_single;
 }
 
 template <>
 const VectorKernels<double>& vector_kernels<double>() {
-  return vector_isa().twice;
+  return *isa().vector_double;
+}
+
+template <>
+const ProductKernels<float>& product_kernels<float>() {
+  return *isa().product_single;
+}
+
+template <>
+const ProductKernels<double>& product_kernels<double>() {
+  return *isa().product_double;
 }
 
 }  // namespace contrastile::cpu

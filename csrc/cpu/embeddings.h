@@ -1,4 +1,5 @@
-// What a sweep reads: embeddings in their own element type, viewed with shapes and strides.
+// What a sweep reads: embeddings in their own element type, viewed with shapes
+// and strides.
 #pragma once
 
 #include <cstdint>
@@ -7,21 +8,21 @@ namespace contrastile::cpu {
 
 enum class ElementType { float16, bfloat16, float32, float64 };
 
-// Row-major (rows, depth), unit stride within a row, row_stride >= depth elements between rows.
+// Row-major (rows, depth): unit stride within a row, row_stride elements between rows.
 struct EmbeddingView {
   const void* data;
   std::int64_t rows;
   std::int64_t depth;
   std::int64_t row_stride;
   ElementType type;
+
+  bool is_16_bit() const { return type == ElementType::float16 || type == ElementType::bfloat16; }
 };
 
 constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
-constexpr std::int64_t ceil_div(std::int64_t value, std::int64_t divisor) {
-  return (value + divisor - 1) / divisor;
-}
+constexpr std::int64_t ceil_div(std::int64_t value, std::int64_t divisor) { return (value + divisor - 1) / divisor; }
 
 }  // namespace contrastile::cpu

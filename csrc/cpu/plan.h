@@ -1,5 +1,6 @@
-// How the N x M logits are cut up. Sizes depend on the problem alone, never on timing, so that the
-// order of every sum, and with it every bit of the result, is fixed.
+// How the N x M logits are cut up. Sizes depend on the problem alone, never on
+// timing, so that the order of every sum, and with it every bit of the result,
+// is fixed.
 #pragma once
 
 #include <algorithm>
@@ -7,11 +8,13 @@
 #include <vector>
 
 #include "embeddings.h"
+#include "product_kernels.h"
 #include "vector_kernels.h"
 
 namespace contrastile::cpu {
 
-// A block of logits held in the workspace at one time: a strip of rows, and all columns where they fit.
+// A block of logits held in the workspace at one time: a strip of rows, and all
+// columns where they fit.
 struct Window {
   std::int64_t row_begin, row_end;
   std::int64_t col_begin, col_end;
@@ -21,77 +24,104 @@ struct Window {
 };
 
 struct Plan {
-  std::int64_t row_block;    // rows of one tile
-  std::int64_t col_block;    // columns of one tile; equal to row_block for one triangle
-  std::int64_t strip_rows;   // rows of a window
-  std::int64_t chunk_cols;   // columns of a window
-  std::int64_t grad_rows;    // rows of dX that one unit of work owns
-  std::int64_t depth_block;  // columns of 16-bit embeddings widened at a time
+  std::int64_t row_block;   // rows of one tile
+  std::int64_t col_block;   // columns of one tile; equal to row_block for one triangle
+  std::int64_t strip_rows;  // rows of a window
+  std::int64_t chunk_cols;  // columns of a window
+  std::int64_t grad_rows;   // rows of dX that one unit of work owns
 
   std::int64_t tiles_per_chunk() const { return ceil_div(chunk_cols, col_block); }
+  std::int64_t blocks_per_strip() const { return ceil_div(strip_rows, row_block); }
   std::int64_t grad_units() const { return ceil_div(strip_rows, grad_rows); }
 };
 
 struct PlanRequest {
   std::int64_t rows, cols, depth;
   bool triangle;
-  bool widens;   // 16-bit embeddings
   int threads;
   std::int64_t workspace_elements;
 };
 
+// A tile of float logits and its packed copy stay in a second-level cache of
+// 512 KiB or more.
+inline constexpr std::int64_t most_tile_rows = 288;
+inline constexpr std::int64_t most_tile_cols = 384;
+inline constexpr std::int64_t most_grad_rows = 2 * most_tile_rows;
 inline constexpr std::int64_t min_strip_rows = 128;
 inline constexpr std::int64_t row_partials_per_tile = 4;   // maximum, sum, mass, moment
 inline constexpr std::int64_t col_vectors_per_thread = 5;  // maximum, sum, shift, gain, mass
 
-inline std::int64_t thread_scratch_elements(const Plan& plan, bool widens) {
-  return plan.col_block * (col_vectors_per_thread + (widens ? plan.depth_block : 0));
+// Scratch is set aside for this many, so that up to there the cut, and every
+// bit, is the same for any number.
+inline constexpr int usual_threads = 4;
+
+// Packed operands of one thread's products: a (coefficients) and b
+// (candidates).
+inline std::int64_t packed_a_elements(const Plan& plan) {
+  return std::max(round_up(plan.col_block, most_panel_rows) * plan.row_block,
+                  round_up(plan.grad_rows, most_panel_rows) * depth_block);
+}
+inline std::int64_t packed_b_elements(const Plan& plan) {
+  return round_up(std::max(plan.col_block, depth_block), most_panel_cols) * depth_block;
 }
 
-// Elements a window of `strip_rows` x `chunk_cols` takes: logits, partial sums, the widened strip of anchors.
-inline std::int64_t window_elements(const Plan& plan, std::int64_t depth, bool widens) {
+inline std::int64_t thread_scratch_elements(const Plan& plan) {
+  return plan.col_block * col_vectors_per_thread + packed_a_elements(plan) + packed_b_elements(plan);
+}
+
+// Anchors of a window, packed as either operand.
+inline std::int64_t packed_anchor_elements(const Plan& plan, std::int64_t depth) {
+  return plan.blocks_per_strip() * (round_up(std::min(plan.row_block, plan.strip_rows), most_panel_rows) * depth +
+                                    std::min(plan.row_block, plan.strip_rows) * round_up(depth, most_panel_cols));
+}
+
+// What a window of strip_rows x chunk_cols takes: logits, partial sums, packed
+// anchors.
+inline std::int64_t window_elements(const Plan& plan, std::int64_t depth) {
   const std::int64_t width = round_up(plan.chunk_cols, tile_width_multiple);
-  return plan.strip_rows * (width + row_partials_per_tile * plan.tiles_per_chunk() + (widens ? depth : 0));
+  return plan.strip_rows * (width + row_partials_per_tile * plan.tiles_per_chunk()) +
+         packed_anchor_elements(plan, depth);
 }
 
 // All that a sweep allocates for tiles; pieces are rounded up to cache lines.
-inline std::int64_t workspace_elements(const Plan& plan, std::int64_t depth, bool widens, int threads) {
+inline std::int64_t workspace_elements(const Plan& plan, std::int64_t depth, int threads) {
   constexpr std::int64_t line = 16;
-  return window_elements(plan, depth, widens) + (row_partials_per_tile + 2) * line +
-         threads * (thread_scratch_elements(plan, widens) + (col_vectors_per_thread + 1) * line);
+  return window_elements(plan, depth) + (row_partials_per_tile + 3) * line +
+         threads * (thread_scratch_elements(plan) + (col_vectors_per_thread + 2) * line);
 }
 
 inline Plan make_plan(const PlanRequest& request) {
   Plan plan;
-  plan.row_block = 256;
-  // Wide tiles amortise packing; narrow problems are cut finer so that there is work for every thread.
-  plan.col_block =
-      request.triangle ? plan.row_block : std::clamp<std::int64_t>(round_up(ceil_div(request.cols, 8), 64), 128, 512);
-  plan.depth_block = std::min<std::int64_t>(request.depth, 256);
+  plan.row_block = most_tile_rows;
+  // Wide tiles amortise packing; narrow problems are cut finer so that there is
+  // work for every thread.
+  plan.col_block = request.triangle
+                       ? plan.row_block
+                       : std::clamp<std::int64_t>(round_up(ceil_div(request.cols, 8), 64), 128, most_tile_cols);
+  plan.grad_rows = most_grad_rows;
   plan.chunk_cols = request.cols;
-  plan.strip_rows = 1;
+  plan.strip_rows = plan.row_block;
   const std::int64_t budget =
-      request.workspace_elements - request.threads * thread_scratch_elements(plan, request.widens);
-  const std::int64_t per_row = window_elements(plan, request.depth, request.widens);
-  const std::int64_t fitting = std::max<std::int64_t>(budget / per_row, 0);
-  if (fitting >= request.rows) {
+      request.workspace_elements - std::max(request.threads, usual_threads) * thread_scratch_elements(plan);
+  const std::int64_t fitting_blocks = std::max<std::int64_t>(budget / window_elements(plan, request.depth), 0);
+  if (fitting_blocks * plan.row_block >= request.rows) {
     plan.strip_rows = request.rows;
-  } else if (fitting >= plan.row_block) {
-    plan.strip_rows = fitting / plan.row_block * plan.row_block;
+  } else if (fitting_blocks >= 1) {
+    plan.strip_rows = fitting_blocks * plan.row_block;
   } else {
-    const std::int64_t least = request.triangle ? plan.row_block : std::max(fitting, min_strip_rows);
-    plan.strip_rows = std::min(least, request.rows);
+    if (!request.triangle) plan.strip_rows = std::min(min_strip_rows, request.rows);
     const std::int64_t per_tile = plan.strip_rows * (plan.col_block + row_partials_per_tile);
-    const std::int64_t fixed = request.widens ? plan.strip_rows * request.depth : 0;
-    const std::int64_t tiles = std::max<std::int64_t>((budget - fixed) / per_tile, 1);
+    const std::int64_t tiles =
+        std::max<std::int64_t>((budget - packed_anchor_elements(plan, request.depth)) / per_tile, 1);
     plan.chunk_cols = std::min(tiles * plan.col_block, request.cols);
   }
-  plan.grad_rows = std::clamp<std::int64_t>(round_up(ceil_div(plan.strip_rows, 4), 32), 32, plan.row_block);
-  while (plan.row_block % plan.grad_rows != 0) plan.grad_rows += 32;
+  plan.grad_rows =
+      std::clamp<std::int64_t>(round_up(ceil_div(plan.strip_rows, 4), most_panel_rows), 132, most_grad_rows);
   return plan;
 }
 
-// Windows in the order of a sweep. One triangle: every strip begins at its own diagonal.
+// Windows in the order of a sweep. One triangle: every strip begins at its own
+// diagonal.
 inline std::vector<Window> windows_of(const Plan& plan, std::int64_t rows, std::int64_t cols, bool triangle) {
   std::vector<Window> windows;
   for (std::int64_t row = 0; row < rows; row += plan.strip_rows) {

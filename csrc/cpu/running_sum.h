@@ -1,4 +1,5 @@
-// A sum of exponentials kept as (maximum, sum), and what a softmax makes of it. O(N) work in double.
+// A sum of exponentials kept as (maximum, sum), and what a softmax makes of it.
+// O(N) work in double.
 #pragma once
 
 #include <cmath>
@@ -21,8 +22,9 @@ void merge_running_sum(Real& max, Real& sum, Real other_max, Real other_sum) {
   max = largest;
 }
 
-// Weights exp(s - shift) * gain of one row's softmax, and the positive's coefficient p - 1, which is
-// minus the mass of the negatives and therefore keeps its digits when p is close to 1.
+// Weights exp(s - shift) * gain of one row's softmax, and the positive's
+// coefficient p - 1, which is minus the mass of the negatives and therefore
+// keeps its digits when p is close to 1.
 template <class Real>
 struct SoftmaxRow {
   Real shift;

@@ -1,7 +1,8 @@
 // Threads for the length of one sweep.
 //
-// They are made when a sweep starts and joined when it ends: a fork in between (data loaders) never
-// meets a pool whose threads it lacks, and no idle thread spins against the framework's own.
+// They are made when a sweep starts and joined when it ends: a fork in between
+// (data loaders) never meets a pool whose threads it lacks, and no idle thread
+// spins against the framework's own.
 #pragma once
 
 #include <atomic>
@@ -29,8 +30,9 @@ class Team {
 
   int threads() const { return int(helpers_.size()) + 1; }
 
-  // work(unit, thread) for every unit in [0, units), in no order; returns when all are done. Which
-  // thread takes a unit must not matter to the result. work must not throw.
+  // work(unit, thread) for every unit in [0, units), in no order; returns when
+  // all are done. Which thread takes a unit must not matter to the result. work
+  // must not throw.
   void for_each(std::int64_t units, const std::function<void(std::int64_t, int)>& work) {
     if (helpers_.empty() || units <= 1) {
       for (std::int64_t unit = 0; unit < units; ++unit) work(unit, 0);
@@ -51,7 +53,8 @@ class Team {
     phase_.notify_all();
   }
 
-  // Phases of a small problem last tens of microseconds, about what the kernel takes to wake a thread.
+  // Phases of a small problem last tens of microseconds, about what the kernel
+  // takes to wake a thread.
   template <class Value>
   static void wait_for_change(const std::atomic<Value>& atomic, Value old) {
     constexpr int spins = 2000;

@@ -1,7 +1,9 @@
-// The tile kernels, compiled once per instruction set (CONTRASTILE_ISA names it).
+// The tile kernels, compiled once per instruction set (CONTRASTILE_ISA names
+// it).
 //
-// work   one to four exponentials a pair, against 2 D to 6 D flop of products: at D = 512 about 1 %
-// bound  the arithmetic of the exponential; tiles are sized to stay in the second-level cache
+// work   one to four exponentials a pair, against 2 D to 6 D flop of products:
+// at D = 512 about 1 % bound  the arithmetic of the exponential; tiles are
+// sized to stay in the second-level cache
 #include "vector_kernels.h"
 
 #include <chrono>
@@ -10,7 +12,6 @@
 
 namespace {
 
-using contrastile::cpu::ElementType;
 using contrastile::cpu::Tile;
 using contrastile::cpu::WeightFunction;
 using contrastile::cpu::WeightTerm;
@@ -109,8 +110,8 @@ void weigh_with(Tile<Real> tile, const Real* row_scale, WeightTerm<Real> row, We
 }
 
 template <class Real>
-void weigh(Tile<Real> tile, const Real* row_scale, WeightTerm<Real> row, WeightTerm<Real> col,
-           WeightFunction function, Real* row_moment) {
+void weigh(Tile<Real> tile, const Real* row_scale, WeightTerm<Real> row, WeightTerm<Real> col, WeightFunction function,
+           Real* row_moment) {
   switch (function) {
     case WeightFunction::exponential:
       return weigh_with<Real, WeightFunction::exponential>(tile, row_scale, row, col, row_moment);
@@ -141,39 +142,8 @@ void count_above(Tile<Real> tile, std::int64_t cols, const Real* threshold, std:
   }
 }
 
-inline float float_from_bits(std::uint32_t bits) {
-  float value;
-  __builtin_memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline float from_bfloat16(std::uint16_t bits) { return float_from_bits(std::uint32_t(bits) << 16); }
-
-// Branch-free: the exponent is moved by a multiplication, which also normalises subnormals; the
-// exponent of inf and NaN is forced to all ones.
-inline float from_float16(std::uint16_t bits) {
-  const std::uint32_t magnitude = std::uint32_t(bits & 0x7fff) << 13;
-  const std::uint32_t sign = std::uint32_t(bits & 0x8000) << 16;
-  const float scaled = float_from_bits(magnitude) * 0x1p112f;
-  std::uint32_t result;
-  __builtin_memcpy(&result, &scaled, sizeof result);
-  result |= (bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
-  return float_from_bits(result | sign);
-}
-
-template <class Real>
-void widen(const std::uint16_t* source, std::int64_t source_stride, ElementType type, Real* target,
-           std::int64_t target_stride, std::int64_t rows, std::int64_t cols) {
-  for (std::int64_t i = 0; i < rows; ++i) {
-    const std::uint16_t* from = source + i * source_stride;
-    Real* to = target + i * target_stride;
-    if (type == ElementType::bfloat16)
-      for (std::int64_t j = 0; j < cols; ++j) to[j] = from_bfloat16(from[j]);
-    else
-      for (std::int64_t j = 0; j < cols; ++j) to[j] = from_float16(from[j]);
-  }
-}
-
+// Fused multiply-adds on registers alone for about `seconds`: flop/s of one
+// thread.
 double fma_rate(double seconds) {
   using Clock = std::chrono::steady_clock;
   constexpr int chains = 12;  // enough independent sums to hide the latency of two units
@@ -202,17 +172,18 @@ double fma_rate(double seconds) {
 
 template <class Real>
 constexpr contrastile::cpu::VectorKernels<Real> all_kernels() {
-  return {scale_and_maxima<Real>, exp_sums<Real>, weigh<Real>, mask_equal_groups<Real>, count_above<Real>, widen<Real>};
+  return {scale_and_maxima<Real>, exp_sums<Real>, weigh<Real>, mask_equal_groups<Real>, count_above<Real>};
 }
 
 }  // namespace
 
-#define CONTRASTILE_QUOTE(name) #name
-#define CONTRASTILE_NAME_OF(name) CONTRASTILE_QUOTE(name)
-
 namespace contrastile::cpu::CONTRASTILE_ISA {
 
-extern const VectorIsa isa;
-const VectorIsa isa = {CONTRASTILE_NAME_OF(CONTRASTILE_ISA), all_kernels<float>(), all_kernels<double>(), fma_rate};
+extern const VectorKernels<float> vector_kernels_single;
+extern const VectorKernels<double> vector_kernels_double;
+const VectorKernels<float> vector_kernels_single = all_kernels<float>();
+const VectorKernels<double> vector_kernels_double = all_kernels<double>();
+
+double fma_rate(double seconds) { return ::fma_rate(seconds); }
 
 }  // namespace contrastile::cpu::CONTRASTILE_ISA

@@ -1,8 +1,10 @@
-// Elementwise work on one tile of logits, vectorised and chosen at run time for the processor.
+// Elementwise work on one tile of logits, vectorised and chosen at run time for
+// the processor.
 //
-// A tile is row-major, `rows` x `width`, with width a multiple of tile_width_multiple; columns beyond
-// the matrix hold -inf, as masked pairs do, so that they vanish from every maximum and every sum and
-// no loop needs a tail. Vectors over a tile's columns are padded to `width` likewise.
+// A tile is row-major, `rows` x `width`, with width a multiple of
+// tile_width_multiple; columns beyond the matrix hold -inf, as masked pairs do,
+// so that they vanish from every maximum and every sum and no loop needs a
+// tail. Vectors over a tile's columns are padded to `width` likewise.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +13,7 @@
 
 namespace contrastile::cpu {
 
-inline constexpr std::int64_t tile_width_multiple = 16;
+inline constexpr std::int64_t tile_width_multiple = 32;
 
 template <class Real>
 struct Tile {
@@ -20,7 +22,8 @@ struct Tile {
   std::int64_t width;
 };
 
-// f of a coefficient gain * f(s - shift), and its primitive phi, whose sum is the mass.
+// f of a coefficient gain * f(s - shift), and its primitive phi, whose sum is
+// the mass.
 enum class WeightFunction {
   exponential,  // f = phi = exp
   capped,       // f = min(exp, 1), phi(t) = exp(t) below 0 and 1 + t above
@@ -38,38 +41,26 @@ struct WeightTerm {
 
 template <class Real>
 struct VectorKernels {
-  // values *= row_scale, then the largest value of each row and (unless null) of each column.
+  // values *= row_scale, then the largest value of each row and (unless null)
+  // of each column.
   void (*scale_and_maxima)(Tile<Real>, const Real* row_scale, Real* row_max, Real* col_max);
 
-  // row_sum[i] = sum_j exp(s_ij - row_max[i]); col_sum likewise unless null. A maximum of -inf counts as 0.
+  // row_sum[i] = sum_j exp(s_ij - row_max[i]); col_sum likewise unless null. A
+  // maximum of -inf counts as 0.
   void (*exp_sums)(Tile<Real>, const Real* row_max, Real* row_sum, const Real* col_max, Real* col_sum);
 
   // values = row_scale * C(values), row_moment[i] = sum_j C_ij s_ij.
-  void (*weigh)(Tile<Real>, const Real* row_scale, WeightTerm<Real> row, WeightTerm<Real> col,
-                WeightFunction, Real* row_moment);
+  void (*weigh)(Tile<Real>, const Real* row_scale, WeightTerm<Real> row, WeightTerm<Real> col, WeightFunction,
+                Real* row_moment);
 
   // values = -inf where the group ids agree.
   void (*mask_equal_groups)(Tile<Real>, const std::int64_t* row_groups, const std::int64_t* col_groups,
                             std::int64_t cols);
 
-  // count[i] += how many of row i's first `cols` values are not at most threshold[i]: a NaN counts.
+  // count[i] += how many of row i's first `cols` values are not at most
+  // threshold[i]: a NaN counts.
   void (*count_above)(Tile<Real>, std::int64_t cols, const Real* threshold, std::int64_t* count);
-
-  // Rows of 16-bit elements as Real.
-  void (*widen)(const std::uint16_t* source, std::int64_t source_stride, ElementType type, Real* target,
-                std::int64_t target_stride, std::int64_t rows, std::int64_t cols);
 };
-
-struct VectorIsa {
-  const char* name;
-  VectorKernels<float> single;
-  VectorKernels<double> twice;
-  // Fused multiply-adds on registers alone for about `seconds`; returns flop/s of this thread.
-  double (*fma_rate)(double seconds);
-};
-
-// The widest instruction set that this processor has; CONTRASTILE_ISA=generic|avx2|avx512 lowers it.
-const VectorIsa& vector_isa();
 
 template <class Real>
 const VectorKernels<Real>& vector_kernels();

@@ -1,7 +1,9 @@
-// Vectors of the width this translation unit is compiled for, and their exponential.
+// Vectors of the width this translation unit is compiled for, and their
+// exponential.
 //
-// Included by vector_kernels.cpp only, once per instruction set. All of it sits in an unnamed
-// namespace: a shared instantiation could be linked from the widest unit into the others.
+// Included by vector_kernels.cpp only, once per instruction set. All of it sits
+// in an unnamed namespace: a shared instantiation could be linked from the
+// widest unit into the others.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +36,8 @@ struct Lanes<float> {
   static constexpr float ln2_high = 0.693145751953125f;  // 16 bits, so that n * ln2_high is exact
   static constexpr float ln2_low = 1.4286068203094173e-06f;
   // Chebyshev fit of exp on |r| <= ln 2 / 2, highest power first; error 2e-9.
-  static constexpr float exp_fit[] = {1.39411189e-03f, 8.375134775e-03f, 4.166635277e-02f, 1.666641541e-01f,
-                                      5.000000047e-01f, 1.000000038f, 1.0f};
+  static constexpr float exp_fit[] = {
+      1.39411189e-03f, 8.375134775e-03f, 4.166635277e-02f, 1.666641541e-01f, 5.000000047e-01f, 1.000000038f, 1.0f};
 };
 
 template <>
@@ -53,10 +55,18 @@ struct Lanes<double> {
   static constexpr double ln2_high = 0.6931471803691238;  // 32 bits
   static constexpr double ln2_low = 1.9082149292705877e-10;
   // As above; error 3e-18.
-  static constexpr double exp_fit[] = {2.51100492048186598e-8, 2.76326547225277919e-7, 2.75572408872298686e-6,
-                                       2.4801485441561313e-5,  1.98412698900764028e-4, 1.38888889523528629e-3,
-                                       8.33333333331958962e-3, 4.16666666664879525e-2, 0.166666666666666808,
-                                       0.50000000000000184,    1.0,                    0.999999999999999997};
+  static constexpr double exp_fit[] = {2.51100492048186598e-8,
+                                       2.76326547225277919e-7,
+                                       2.75572408872298686e-6,
+                                       2.4801485441561313e-5,
+                                       1.98412698900764028e-4,
+                                       1.38888889523528629e-3,
+                                       8.33333333331958962e-3,
+                                       4.16666666664879525e-2,
+                                       0.166666666666666808,
+                                       0.50000000000000184,
+                                       1.0,
+                                       0.999999999999999997};
 };
 
 template <class Real>
@@ -97,7 +107,8 @@ inline Real sum_of_lanes(Vec<Real> v) {
   return sum;
 }
 
-// Ignores NaN: it comes out of the sum of exponentials that follows every maximum.
+// Ignores NaN: it comes out of the sum of exponentials that follows every
+// maximum.
 template <class Real>
 inline Vec<Real> larger(Vec<Real> a, Vec<Real> b) {
   return a > b ? a : b;
@@ -128,8 +139,9 @@ struct ReducedExponential {
   }
 };
 
-// exp for x up to about 88 (709 in double), as where a maximum or a cap bounds x; about one unit in the
-// last place, and 0 where the result would be subnormal. NaN stays.
+// exp for x up to about 88 (709 in double), as where a maximum or a cap bounds
+// x; about one unit in the last place, and 0 where the result would be
+// subnormal. NaN stays.
 template <class Real>
 inline Vec<Real> bounded_exponential(Vec<Real> x) {
   using L = Lanes<Real>;
@@ -138,7 +150,8 @@ inline Vec<Real> bounded_exponential(Vec<Real> x) {
   return x < L::normal_limit ? Vec<Real>{} : result;
 }
 
-// exp for any x. 2^n is applied in two factors: right down to the smallest subnormal and up to inf.
+// exp for any x. 2^n is applied in two factors: right down to the smallest
+// subnormal and up to inf.
 template <class Real>
 inline Vec<Real> exponential(Vec<Real> x) {
   using L = Lanes<Real>;

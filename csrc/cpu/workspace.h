@@ -19,7 +19,8 @@ template <class Real>
 class Workspace {
  public:
   explicit Workspace(std::int64_t elements) {
-    // Huge pages: a 64 MiB buffer otherwise costs 16,384 page faults in every call.
+    // Huge pages: a 64 MiB buffer otherwise costs 16,384 page faults in every
+    // call.
     constexpr std::int64_t huge_page = std::int64_t(1) << 21;
     const std::int64_t bytes = elements * std::int64_t(sizeof(Real));
     const std::int64_t alignment = bytes >= huge_page ? huge_page : 64;

@@ -4,11 +4,15 @@ from contrastile import autograd, backends, ops, reference
 from contrastile.backends import use_backend
 from contrastile.evaluate import recall_at_k, retrieval_ranks
 from contrastile.functional import GammaOutput, gamma_contrastive, info_nce, log_normalizers, nt_xent
+from contrastile.losses import ClipLoss, GammaContrastiveLoss, NTXentLoss
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ClipLoss",
+    "GammaContrastiveLoss",
     "GammaOutput",
+    "NTXentLoss",
     "autograd",
     "backends",
     "gamma_contrastive",

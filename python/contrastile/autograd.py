@@ -16,26 +16,32 @@ from torch import Tensor
 
 from contrastile import formulas
 from contrastile.formulas import GammaTerms, Gradients, Wants
-from contrastile.pairs import GivenWeights, PairStats
+from contrastile.pairs import GivenWeights
 from contrastile.validation import PairInputs
 
 __all__ = ["GammaContrastiveFunction", "InfoNCEFunction", "LogNormalizersFunction"]
 
 INPUTS = len(PairInputs._fields)
 
+Saved = tuple[Any, ...]  # Tensor | None each
 Backward = Callable[..., tuple[Tensor | None, ...]]
 
 
 def differentiable_once(backward: Backward) -> Backward:
-    """For a backward whose ctx saves x, y and scale first: differentiating its results raises, having them does not."""
+    """Differentiating the results of this backward raises, having them does not.
+
+    It is called with what its forward saved, x, y and scale first, beside ctx and the upstream gradients: saved
+    tensors may be read only once, because activation checkpointing computes them anew.
+    """
 
     @wraps(backward)
     def guarded(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
         with torch.no_grad():
-            gradients = backward(ctx, *upstream)
+            gradients = backward(ctx, saved, *upstream)
         if not torch.is_grad_enabled():
             return gradients
-        sources = [t for t in (*upstream, *ctx.saved_tensors[:3]) if t is not None and t.requires_grad]
+        sources = [t for t in (*upstream, *saved[:3]) if t is not None and t.requires_grad]
         apply: Any = _NoSecondDerivative.apply
         return tuple(None if g is None else apply(g, *sources) for g in gradients)
 
@@ -71,9 +77,9 @@ class InfoNCEFunction(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        inputs = PairInputs(*ctx.saved_tensors[:INPUTS])
-        stats = PairStats(*ctx.saved_tensors[INPUTS:])
+    def backward(ctx: Any, saved: Saved, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = PairInputs(*saved[:INPUTS])
+        stats = formulas.stats_of(saved[INPUTS:])
         gradients = formulas.info_nce_backward(
             inputs, stats, upstream, ctx.symmetric, ctx.reduction, _take_formed(ctx), _form(ctx, inputs), in_place=True
         )
@@ -90,17 +96,17 @@ class GammaContrastiveFunction(torch.autograd.Function):
         wants = Wants(*ctx.needs_input_grad[:3])
         result = formulas.gamma_forward(inputs, terms, ctx.reduction, wants, ctx.backend)
         loss, row_lse, col_lse, positive_logit, ctx.formed = result
-        *constants, ctx.log_multiplier, ctx.cap = terms
-        ctx.save_for_backward(*inputs, positive_logit, *constants)
+        ctx.log_multiplier, ctx.cap = terms.log_multiplier, terms.cap
+        ctx.save_for_backward(*inputs, positive_logit, *terms[:4])
         ctx.mark_non_differentiable(row_lse, *([] if col_lse is None else [col_lse]))
         return loss, row_lse, col_lse
 
     @staticmethod
     @differentiable_once
-    def backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        inputs = PairInputs(*ctx.saved_tensors[:INPUTS])
-        positive_logit, *constants = ctx.saved_tensors[INPUTS:]
-        terms = GammaTerms(*constants, ctx.log_multiplier, ctx.cap)
+    def backward(ctx: Any, saved: Saved, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        inputs = PairInputs(*saved[:INPUTS])
+        positive_logit, log_u, log_v, row_draws, col_draws = saved[INPUTS:]
+        terms = GammaTerms(log_u, log_v, row_draws, col_draws, ctx.log_multiplier, ctx.cap)
         gradients = formulas.gamma_backward(
             inputs, terms, positive_logit, upstream, ctx.reduction, _take_formed(ctx), _form(ctx, inputs), in_place=True
         )
@@ -121,9 +127,9 @@ class LogNormalizersFunction(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
-    def backward(ctx: Any, row_gain: Tensor | None, col_gain: Tensor | None) -> tuple[Tensor | None, ...]:
-        inputs = PairInputs(*ctx.saved_tensors[:INPUTS])
-        stats = PairStats(*ctx.saved_tensors[INPUTS:])
+    def backward(ctx: Any, saved: Saved, row_gain: Tensor | None, col_gain: Tensor | None) -> tuple[Tensor | None, ...]:
+        inputs = PairInputs(*saved[:INPUTS])
+        stats = formulas.stats_of(saved[INPUTS:])
         gradients = formulas.log_normalizers_backward(
             inputs, stats, ctx.log_multiplier, row_gain, col_gain, _form(ctx, inputs)
         )

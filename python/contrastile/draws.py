@@ -44,7 +44,7 @@ class GammaDraws(nn.Module):
     @torch.no_grad()
     def forward(self, count: int) -> Tensor:
         """The draws of the next step, (count,), float32, above 0."""
-        key = _mixed(self.seed + _mixed(self.step + 0))
+        key = _mixed(self.seed + _mixed(self.step))
         self.step.add_(1)
         if self.shape == 1:
             return -_uniforms(key, 1, count)[0].log()
@@ -75,7 +75,7 @@ def _mixed(word: Tensor) -> Tensor:
 
 def _shifted(word: Tensor, bits: int) -> Tensor:
     """Right by `bits`, with zeros moving in."""
-    return (word >> bits) & (2 ** (64 - bits) - 1)
+    return word.bitwise_right_shift(bits).bitwise_and(2 ** (64 - bits) - 1)
 
 
 def _signed(constant: int) -> int:

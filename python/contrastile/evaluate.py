@@ -40,7 +40,8 @@ def retrieval_ranks(
     name = backends.resolve(backend, x.device.type)
     with torch.no_grad():
         if torch.compiler.is_compiling():
-            return torch.ops.contrastile.retrieval_ranks(*inputs, name)  # type: ignore[no-any-return]
+            ranks: Tensor = torch.ops.contrastile.retrieval_ranks(*inputs, name)
+            return ranks
         return formulas.retrieval_ranks_forward(inputs, name)
 
 

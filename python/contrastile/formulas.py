@@ -11,10 +11,10 @@ accumulation dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from math import exp
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,8 +106,13 @@ def pair_statistics(inputs: PairInputs, backend: str, columns: bool) -> PairStat
 
 
 def stats_tensors(stats: PairStats) -> tuple[Tensor | None, ...]:
-    """What a backward needs of them; PairStats(*these) puts them together again."""
+    """What a backward needs of them."""
     return stats.row_max, stats.row_sum, stats.col_max, stats.col_sum, stats.positive_logit
+
+
+def stats_of(tensors: Iterable[Any]) -> PairStats:
+    """Undoes stats_tensors."""
+    return PairStats(*tensors)
 
 
 def covers(gradients: Gradients | None, wants: Wants) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -131,7 +131,7 @@ def log_normalizers(
             a positive, and every pair that groups do not mask is a negative.
         groups: as for `info_nce`.
         columns: the column log-sum-exps as well.
-        log_multiplier: finite number.
+        log_multiplier: a number of at most 80 in magnitude.
         backend: as for `info_nce`.
 
     Returns:
@@ -148,7 +148,9 @@ def log_normalizers(
         return row_lse, col_lse if columns else None
     if not any(_wants(inputs)):
         return formulas.log_normalizers_forward(inputs, columns, log_multiplier, name)[:2]
-    return autograd.LogNormalizersFunction.apply(*inputs, columns, log_multiplier, name)  # type: ignore[no-any-return]
+    apply: Any = autograd.LogNormalizersFunction.apply
+    row_lse, col_lse = apply(*inputs, columns, log_multiplier, name)
+    return row_lse, col_lse
 
 
 def gamma_contrastive(
@@ -184,7 +186,7 @@ def gamma_contrastive(
         x: anchors, (N, D). y: candidates, (M, D). scale, positives, groups, reduction, backend: as for `info_nce`.
         log_u: log-weights of the rows, (N,), floating point: minus an estimate of the row's log-normaliser.
         log_v: log-weights of the columns, (M,); needs N == M and distinct positives.
-        log_multiplier: finite number; each negative counts e^log_multiplier times.
+        log_multiplier: a number of at most 80 in magnitude; each negative counts e^log_multiplier times.
         cap: holds every weight exp(s_ij + log_u_i + ...) at 1 at most, so that stale log-weights cannot overflow.
         row_draws: g above, (N,), above 0, e.g. gamma draws of mean one; default ones. They multiply after the cap.
         col_draws: the same for the columns, (M,); needs log_v.
@@ -217,17 +219,21 @@ def gamma_contrastive(
         return GammaOutput(loss, row_lse, col_lse if log_v is not None else None)
     if not any(wants):
         return GammaOutput(*formulas.gamma_forward(inputs, terms, reduction, NOTHING, name)[:3])
-    return GammaOutput(*autograd.GammaContrastiveFunction.apply(*inputs, *terms, reduction, name))
+    apply: Any = autograd.GammaContrastiveFunction.apply
+    return GammaOutput(*apply(*inputs, *terms, reduction, name))
 
 
 def _info_nce(inputs: PairInputs, symmetric: bool, reduction: str, backend: str | None) -> Tensor:
     name = backends.resolve(backend, inputs.x.device.type)
     wants = _wants(inputs)
     if torch.compiler.is_compiling():
-        return torch.ops.contrastile.info_nce(*inputs, symmetric, reduction, *wants, name)[0]  # type: ignore[no-any-return]
+        loss: Tensor = torch.ops.contrastile.info_nce(*inputs, symmetric, reduction, *wants, name)[0]
+        return loss
     if not any(wants):
         return formulas.info_nce_forward(inputs, symmetric, reduction, NOTHING, name)[0]
-    return autograd.InfoNCEFunction.apply(*inputs, symmetric, reduction, name)  # type: ignore[no-any-return]
+    apply: Any = autograd.InfoNCEFunction.apply
+    loss = apply(*inputs, symmetric, reduction, name)
+    return loss
 
 
 def _wants(inputs: PairInputs) -> Wants:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class Normalizer(Protocol):
-    """What the gamma loss needs: both calls without gradients, host synchronisation or shapes that depend on values."""
+    """What the gamma loss needs. Neither call may wait for the device, or have shapes that depend on values."""
 
     def estimate(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """log Z of rows and of columns of the samples `index` (B,), (B,) each; -inf where nothing is known yet.
@@ -25,6 +25,9 @@ class Normalizer(Protocol):
 
     def update(self, index: Tensor, row_lse: Tensor, col_lse: Tensor | None) -> None:
         """Takes in what the batch `index` (B,) found, (B,) each. An index may occur more than once."""
+
+    def stats(self) -> dict[str, Tensor]:
+        """Numbers to log, each ()."""
 
 
 class LogNormalizerMemory(nn.Module):

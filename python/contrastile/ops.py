@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from contrastile import formulas
-from contrastile.autograd import INPUTS, differentiable_once
+from contrastile.autograd import INPUTS, Saved, differentiable_once
 from contrastile.formulas import GammaTerms, Gradients, Wants
-from contrastile.pairs import GivenWeights, PairStats
+from contrastile.pairs import GivenWeights
 from contrastile.validation import PairInputs, accumulation_dtype
 
 INPUTS_SCHEMA = "Tensor x, Tensor? y, Tensor scale, Tensor? positives, Tensor? row_groups, Tensor? col_groups"
@@ -32,6 +32,10 @@ def _op(name: str, arguments: str, outputs: int) -> Callable[[Callable[..., Any]
     return lambda function: torch.library.custom_op(f"contrastile::{name}", function, mutates_args=(), schema=schema)
 
 
+def _fake_of(op: Any) -> Callable[[Callable[..., Any]], Any]:
+    return lambda function: op.register_fake(function)
+
+
 # (loss, dx, dy, dscale, row_max, row_sum, col_max, col_sum, positive_logit)
 @_op("info_nce", f"bool symmetric, str reduction, {FORM_SCHEMA}, str backend", 1 + 3 + STATS)
 def info_nce(*arguments: Any) -> tuple[Tensor, ...]:
@@ -41,8 +45,8 @@ def info_nce(*arguments: Any) -> tuple[Tensor, ...]:
     return loss, *_present(inputs, formed), *_present(inputs, formulas.stats_tensors(stats))
 
 
-@info_nce.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+@_fake_of(info_nce)
+def _fake_info_nce(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = PairInputs(*arguments[:INPUTS])
     symmetric, reduction, *form, _ = arguments[INPUTS:]
     return _fake_loss(inputs, reduction), *_fake_formed(inputs, form, reduction), *_fake_stats(inputs, symmetric)
@@ -56,9 +60,9 @@ def _keep_info_nce(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) 
 
 
 @differentiable_once
-def _info_nce_backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    inputs, rest = PairInputs(*ctx.saved_tensors[:INPUTS]), ctx.saved_tensors[INPUTS:]
-    stats = PairStats(*map(_absent, rest[3:]))
+def _info_nce_backward(ctx: Any, saved: Saved, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    inputs, rest = PairInputs(*saved[:INPUTS]), saved[INPUTS:]
+    stats = formulas.stats_of(map(_absent, rest[3:]))
     gradients = formulas.info_nce_backward(
         inputs,
         stats,
@@ -83,8 +87,8 @@ def gamma_contrastive(*arguments: Any) -> tuple[Tensor, ...]:
     return loss, *_present(inputs, vectors), *_present(inputs, formed)
 
 
-@gamma_contrastive.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+@_fake_of(gamma_contrastive)
+def _fake_gamma_contrastive(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, terms, (reduction, *form, _) = _gamma_arguments(arguments)
     rows, cols = inputs.x.shape[0], 0 if terms.log_v is None else terms.log_v.shape[0]
     vectors = [_fake(inputs, size) for size in (rows, cols, rows)]
@@ -93,18 +97,18 @@ def _(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _keep_gamma_contrastive(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
     _, terms, (ctx.reduction, *_, ctx.backend) = _gamma_arguments(inputs)
-    *constants, ctx.log_multiplier, ctx.cap = terms
-    ctx.save_for_backward(*inputs[:INPUTS], *constants, *output[3:])
+    ctx.log_multiplier, ctx.cap = terms.log_multiplier, terms.cap
+    ctx.save_for_backward(*inputs[:INPUTS], *terms[:4], *output[3:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
 
 @differentiable_once
-def _gamma_contrastive_backward(ctx: Any, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    inputs, rest = PairInputs(*ctx.saved_tensors[:INPUTS]), ctx.saved_tensors[INPUTS:]
-    *constants, positive_logit, dx, dy, dscale = rest
-    terms = GammaTerms(*constants, ctx.log_multiplier, ctx.cap)
-    formed = _formed(ctx, (dx, dy, dscale))
+def _gamma_contrastive_backward(ctx: Any, saved: Saved, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    inputs, rest = PairInputs(*saved[:INPUTS]), saved[INPUTS:]
+    log_u, log_v, row_draws, col_draws, positive_logit = rest[:5]
+    terms = GammaTerms(log_u, log_v, row_draws, col_draws, ctx.log_multiplier, ctx.cap)
+    formed = _formed(ctx, rest[5:])
     gradients = formulas.gamma_backward(
         inputs, terms, positive_logit, upstream, ctx.reduction, formed, _form(ctx, inputs), in_place=False
     )
@@ -122,8 +126,8 @@ def log_normalizers(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(_present(inputs, (row_lse, col_lse, *formulas.stats_tensors(stats))))
 
 
-@log_normalizers.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+@_fake_of(log_normalizers)
+def _fake_log_normalizers(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, columns = PairInputs(*arguments[:INPUTS]), arguments[INPUTS]
     row_max, _, col_max, *_ = stats = _fake_stats(inputs, columns)
     return torch.empty_like(row_max), torch.empty_like(col_max), *stats
@@ -138,9 +142,9 @@ def _keep_log_normalizers(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor,
 
 @differentiable_once
 def _log_normalizers_backward(
-    ctx: Any, row_gain: Tensor | None, col_gain: Tensor | None, *_: Any
+    ctx: Any, saved: Saved, row_gain: Tensor | None, col_gain: Tensor | None, *_: Any
 ) -> tuple[Tensor | None, ...]:
-    inputs, stats = PairInputs(*ctx.saved_tensors[:INPUTS]), PairStats(*map(_absent, ctx.saved_tensors[INPUTS:]))
+    inputs, stats = PairInputs(*saved[:INPUTS]), formulas.stats_of(map(_absent, saved[INPUTS:]))
     gradients = formulas.log_normalizers_backward(
         inputs, stats, ctx.log_multiplier, row_gain, col_gain if ctx.columns else None, _form(ctx, inputs)
     )
@@ -155,8 +159,8 @@ def retrieval_ranks(*arguments: Any) -> Tensor:
     return formulas.retrieval_ranks_forward(PairInputs(*arguments[:INPUTS]), arguments[INPUTS])
 
 
-@retrieval_ranks.register_fake
-def _(x: Tensor, *_: Any) -> Tensor:
+@_fake_of(retrieval_ranks)
+def _fake_retrieval_ranks(x: Tensor, *_: Any) -> Tensor:
     return x.new_empty(x.shape[0], dtype=torch.int64)
 
 
@@ -170,17 +174,15 @@ def pair_grad(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(_present(inputs, gradients))
 
 
-@pair_grad.register_fake
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+@_fake_of(pair_grad)
+def _fake_pair_grad(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(_fake_formed(PairInputs(*arguments[:INPUTS]), arguments[-4:-1], "sum"))
 
 
 def _form(ctx: Any, inputs: PairInputs) -> formulas.Former:
     def form(weights: GivenWeights) -> Gradients:
-        arguments = (getattr(weights, name) for name in ("row_shift", "row_gain", "col_shift", "col_gain"))
-        outputs = torch.ops.contrastile.pair_grad(
-            *inputs, *arguments, weights.positive_coeff, weights.cap, *ctx.needs_input_grad[:3], ctx.backend
-        )
+        vectors = (weights.row_shift, weights.row_gain, weights.col_shift, weights.col_gain, weights.positive_coeff)
+        outputs = pair_grad(*inputs, *vectors, weights.cap, *ctx.needs_input_grad[:3], ctx.backend)
         return Gradients(*map(_absent, outputs))
 
     return form
@@ -217,9 +219,9 @@ def _fake_loss(inputs: PairInputs, reduction: str) -> Tensor:
 
 
 def _fake_formed(inputs: PairInputs, form: Sequence[bool], reduction: str) -> list[Tensor]:
-    sources = (inputs.x, inputs.y, inputs.scale)
-    forms = [of is not None and wanted and reduction != "none" for of, wanted in zip(sources, form, strict=True)]
-    return [_fake(inputs, *of.shape) if formed else _fake(inputs, 0) for of, formed in zip(sources, forms, strict=True)]
+    pairs = zip((inputs.x, inputs.y, inputs.scale), form, strict=True)
+    shapes = [of.shape if of is not None and wanted and reduction != "none" else (0,) for of, wanted in pairs]
+    return [_fake(inputs, *shape) for shape in shapes]
 
 
 def _fake_stats(inputs: PairInputs, columns: bool) -> list[Tensor]:

@@ -17,6 +17,7 @@ from contrastile.pairs import PairProblem
 REDUCTIONS = ("none", "mean", "sum")
 EMBEDDING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+LARGEST_LOG_MULTIPLIER = 80
 
 Groups = tuple[Tensor, Tensor]
 
@@ -128,10 +129,13 @@ def check_vector(name: str, vector: Tensor, length: int, like: Tensor, *, positi
 
 
 def check_log_multiplier(log_multiplier: float) -> float:
-    if isinstance(log_multiplier, bool) or not isinstance(log_multiplier, (int, float)):
+    if not _is_number(log_multiplier):
         raise TypeError(f"log_multiplier is {_kind(log_multiplier)}: expected a number")
-    if not torch.compiler.is_compiling() and not math.isfinite(log_multiplier):
-        raise ValueError(f"log_multiplier is {log_multiplier}: expected a finite number")
+    if not -LARGEST_LOG_MULTIPLIER <= log_multiplier <= LARGEST_LOG_MULTIPLIER:
+        raise ValueError(
+            f"log_multiplier is {log_multiplier}: expected at most {LARGEST_LOG_MULTIPLIER} in magnitude, "
+            "beyond which float32 overflows"
+        )
     return float(log_multiplier)
 
 
@@ -158,9 +162,9 @@ def _check_embeddings(name: str, embeddings: Tensor) -> None:
 def _check_scale(scale: float | Tensor, x: Tensor) -> Tensor:
     rows = x.shape[0]
     if not isinstance(scale, Tensor):
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        if not _is_number(scale):
             raise TypeError(f"scale is {_kind(scale)}: expected a number or a floating-point tensor")
-        if not torch.compiler.is_compiling() and not (scale > 0 and math.isfinite(scale)):
+        if not torch.compiler.is_compiling() and not 0 < scale < math.inf:
             raise ValueError(f"scale is {scale}: expected a finite number above 0")
         return torch.full((), scale, dtype=accumulation_dtype(x.dtype), device=x.device)
     if not scale.dtype.is_floating_point:
@@ -169,9 +173,8 @@ def _check_scale(scale: float | Tensor, x: Tensor) -> Tensor:
         raise ValueError(f"scale has shape {_shape(scale)}: expected a number, () or ({rows},)")
     _check_device("scale", scale, x)
     if _has_values(x) and not bool(((scale > 0) & (scale < math.inf)).all()):
-        worst = scale.detach().reshape(-1)
-        worst = worst[~((worst > 0) & (worst < math.inf))][0].item()
-        raise ValueError(f"scale of shape {_shape(scale)} holds {worst}: expected finite numbers above 0")
+        wrong = scale.detach()[~((scale > 0) & (scale < math.inf))][0].item()
+        raise ValueError(f"scale of shape {_shape(scale)} holds {wrong}: expected finite numbers above 0")
     return scale
 
 
@@ -214,6 +217,10 @@ def _check_vector_shape(name: str, vector: Tensor, length: int, like: Tensor) ->
 def _check_device(name: str, tensor: Tensor, like: Tensor) -> None:
     if tensor.device != like.device:
         raise ValueError(f"{name} is on {tensor.device}, the embeddings are on {like.device}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _has_values(tensor: Tensor) -> bool:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -24,59 +21,18 @@ ELEMENT_TYPES = {
 }
 
 
-class MissingPart(Exception):
-    """Why the backend cannot run."""
-
-
 @cache
 def _extension() -> ModuleType:
-    """The extension with a BLAS handed over, or MissingPart."""
-    try:
-        from contrastile import _C
-    except ImportError as error:
-        raise MissingPart(f"the C++ extension contrastile._C is not there ({error}): was there a compiler?") from error
-    blas = _openblas()
-    _C.set_blas(sgemm=_address(blas.scipy_cblas_sgemm), dgemm=_address(blas.scipy_cblas_dgemm))
+    from contrastile import _C
+
     return _C
-
-
-def _openblas() -> ctypes.CDLL:
-    """OpenBLAS, limited to the calling thread: the sweeps run one product per thread of their own."""
-    try:
-        import scipy_openblas32
-    except ImportError as error:
-        raise MissingPart("the package scipy-openblas32 is not installed") from error
-    suffixes = {".so", ".dylib", ".dll"}
-    libraries = [p for p in Path(scipy_openblas32.get_lib_dir()).iterdir() if p.suffix in suffixes]
-    if not libraries:
-        raise MissingPart("scipy-openblas32 holds no shared library")
-    # Read once, when the library is loaded: without it, OpenBLAS starts a thread per core.
-    name = "OPENBLAS_NUM_THREADS"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        blas = ctypes.CDLL(str(libraries[0]))
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-    blas.scipy_openblas_set_num_threads(1)
-    return blas
-
-
-def _address(function: Any) -> int:
-    address = ctypes.cast(function, ctypes.c_void_p).value
-    if address is None:
-        raise MissingPart("scipy-openblas32 lacks a matrix product")
-    return address
 
 
 def unavailable_reason() -> str | None:
     try:
         _extension()
-    except MissingPart as error:
-        return str(error)
+    except ImportError as error:
+        return f"the C++ extension contrastile._C is not there ({error}): was there a C++ compiler at installation?"
     return None
 
 
@@ -119,11 +75,9 @@ class _Call:
         self._suffix = "_float64" if self._dtype == torch.float64 else "_float32"
         self._held: list[Tensor] = []
         self._problem = problem
-        anchors = _with_rows_apart(problem.anchors)
-        candidates = anchors if problem.candidates is problem.anchors else _with_rows_apart(problem.candidates)
         self._native_problem = self._native("PairProblem")(
-            anchors=self._view(anchors),
-            candidates=self._view(candidates),
+            anchors=self._view(problem.anchors),
+            candidates=self._view(problem.candidates),
             scale=self._at(problem.scale),
             positives=self._at(problem.positives),
             row_groups=self._at(problem.row_groups),
@@ -201,12 +155,6 @@ class _Call:
             data=embeddings.data_ptr(),
             rows=rows,
             depth=depth,
-            row_stride=embeddings.stride(0) if rows > 1 else depth,
+            row_stride=embeddings.stride(0),
             element_type=ELEMENT_TYPES[embeddings.dtype],
         )
-
-
-def _with_rows_apart(embeddings: Tensor) -> Tensor:
-    """Rows that do not overlap, as BLAS demands of a leading dimension; expanded tensors are copied."""
-    overlapping = embeddings.shape[0] > 1 and embeddings.stride(0) < embeddings.shape[1]
-    return embeddings.contiguous() if overlapping else embeddings

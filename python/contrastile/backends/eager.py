@@ -174,9 +174,10 @@ class _Statistics:
 
     def read_positives(self, logits: Tensor, rows: slice, cols: slice) -> None:
         at = _positives_of(self.problem, rows, cols)
-        if at is not None and self.positive_logit is not None:
+        here = _read_at(logits, at)
+        if at is not None and here is not None and self.positive_logit is not None:
             inside = (at >= 0) & (at < logits.shape[1])
-            self.positive_logit[rows] = torch.where(inside, _read_at(logits, at), self.positive_logit[rows])
+            self.positive_logit[rows] = torch.where(inside, here, self.positive_logit[rows])
 
     def add(self, logits: Tensor, spare: Tensor, rows: slice, cols: slice) -> None:
         """Takes in a tile whose excluded pairs are -inf; leaves it as it is."""

@@ -133,7 +133,9 @@ def load_pairs(cache_folder: Path, *, keep_one_in: int = 1, progress: bool = Tru
         unfinished = cache.with_suffix(f".{os.getpid()}.npz")
         np.savez_compressed(unfinished, images=images)
         unfinished.replace(cache)
-    characters = [character for character, _ in found]
+    # Some variants share one drawing (cook and man cook): no caption of it could be told from the other.
+    distinct = np.sort(np.unique(images, axis=0, return_index=True)[1])
+    images, characters = images[distinct], [found[i][0] for i in distinct]
     families = [family_of(character) for character in characters]
     return EmojiPairs(
         characters=characters,

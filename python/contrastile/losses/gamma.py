@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from contrastile.draws import GammaDraws
-from contrastile.functional import gamma_contrastive, log_normalizers
+from contrastile.functional import GammaOutput, gamma_contrastive, log_normalizers
 from contrastile.normalizer import LogNormalizerMemory, Normalizer
-from contrastile.validation import INTEGER_DTYPES
+from contrastile.validation import INTEGER_DTYPES, accumulation_dtype
 
 MODES = ("mixed", "lagged")
 DRAWS = ("gamma", "mean")
 
-LogNormalizers = tuple[Tensor, Tensor | None]  # of rows and of columns, (B,) each
+ROUNDING = 1e-3  # a sum of weights that exceeds one by less does not count as above it
+
+LogNormalizers = tuple[Tensor, "Tensor | None"]  # of rows and of columns, (B,) each
 
 
 class GammaContrastiveLoss(nn.Module):
@@ -117,42 +119,202 @@ class GammaContrastiveLoss(nn.Module):
             TypeError: index holds no integers.
             ValueError, TypeError, RuntimeError: as `gamma_contrastive` does.
         """
-        if x.shape[:1] != y.shape[:1]:
-            raise ValueError(f"x is {tuple(x.shape)} but y is {tuple(y.shape)}: both need one row per sample")
-        index = self._checked(index, x)
-        scale = self._scale(scale)
+        index = self._checked(x, y, index)
         rows = x.shape[0]
-        log_multiplier = _log_ratio(self.virtual_batch - 1, rows - 1) if rows > 1 else 0.0
-        groups = None if index is None else (index, index)
-        arguments = (x, y, scale, groups, self.symmetric, log_multiplier, self.backend)
-
-        remembers = self.training and index is not None and rows > 1
+        log_multiplier = math.log((self.virtual_batch - 1) / (rows - 1)) if rows > 1 else 0.0
+        batch = _Batch(x, y, self._scale(scale), index, self.symmetric, log_multiplier, self.backend)
         if index is None or not self.training:
-            row_log_z, col_log_z = _batch_log_normalizers(*arguments)
-        elif self.mode == "mixed":
-            fresh = _batch_log_normalizers(*arguments)
-            if remembers:
-                self.normalizer.update(index, *fresh)
-            row_log_z, col_log_z = _known_or(fresh, self.normalizer.estimate(index))
-        else:
-            row_log_z, col_log_z = _with_first_visits(self.normalizer.estimate(index), *arguments)
+            return _bound(batch, _log_normalizers(batch)).loss
 
-        row_draws, col_draws = self._draw(rows)
-        loss, row_lse, col_lse = gamma_contrastive(
-            x,
-            y,
-            scale,
-            -row_log_z,
-            None if col_log_z is None else -col_log_z,
-            groups=groups,
-            log_multiplier=log_multiplier,
-            cap=self.cap and self.training,
-            row_draws=row_draws,
-            col_draws=col_draws,
-            backend=self.backend,
-        )
-        if remembers and index is not None:
-            if self.mode == "lagged":
-                self.normalizer.update(index, row_lse, col_lse)
-            self._take_note(row_lse - row_log_z, None if col_lse is None else col_lse - col_log_z)
+        remembers = rows > 1
+        if self.mode == "mixed":
+            found = _log_normalizers(batch)
+            if remembers:
+                self.normalizer.update(index, *found)
+            believed = _filled(self.normalizer.estimate(index), found)
+            loss = _bound(batch, believed, self.cap, *self._draw(rows)).loss
+        else:
+            believed = _with_first_visits(self.normalizer.estimate(index), batch)
+            loss, row_lse, col_lse = _bound(batch, believed, self.cap, *self._draw(rows))
+            found = row_lse, col_lse
+            if remembers:
+                self.normalizer.update(index, *found)
+        self._note(believed, found)
         return loss
+
+    def stats(self) -> dict[str, Tensor]:
+        """Numbers to log, each (), on the module's device; the normaliser's, and
+
+        drift: mean over the last training batch of log( sum_j exp(s_ij - log Z_i) ), by row and column, before cap
+            and draws: 0 where the weights sum to one, negative where negatives are weighed too low.
+        above_one: share, over all training so far, of those sums above 1: where they are not, no cap can act.
+        """
+        above, total = self.weight_sums.unbind()
+        return {**self.normalizer.stats(), "drift": self.drift.clone(), "above_one": above / total.clamp(min=1)}
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_samples={self.num_samples}, mode={self.mode!r}, cap={self.cap}, symmetric={self.symmetric}, "
+            f"virtual_batch={self.virtual_batch}, init_scale={self.init_scale:.4g}"
+        )
+
+    def _scale(self, scale: float | Tensor | None) -> float | Tensor:
+        if self.log_scale is None:
+            return self.init_scale if scale is None else scale
+        if scale is not None:
+            raise ValueError("scale is given, but the loss learns its own: expected learnable_scale=False")
+        if self.training:
+            with torch.no_grad():
+                self.log_scale.clamp_(max=math.log(self.max_scale))
+        return self.log_scale.exp()
+
+    def _draw(self, rows: int) -> tuple[Tensor | None, Tensor | None]:
+        if self.draws is None:
+            return None, None
+        drawn = self.draws(2 * rows if self.symmetric else rows)
+        return drawn[:rows], drawn[rows:] if self.symmetric else None
+
+    @torch.no_grad()
+    def _note(self, believed: LogNormalizers, found: LogNormalizers) -> None:
+        pairs = zip(found, believed, strict=True)
+        gaps = torch.cat([new - old for new, old in pairs if new is not None and old is not None])
+        self.drift.copy_(gaps.mean())
+        self.weight_sums.add_(torch.stack([(gaps > ROUNDING).sum(), torch.full_like(self.weight_sums[0], len(gaps))]))
+
+    def _checked(self, x: Tensor, y: Tensor, index: Tensor | None) -> Tensor | None:
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            raise TypeError(f"x is {type(x).__name__} and y is {type(y).__name__}: expected tensors")
+        if x.dim() != 2 or x.shape[:1] != y.shape[:1]:
+            raise ValueError(f"x is {tuple(x.shape)} but y is {tuple(y.shape)}: expected (B, D) each, a row per sample")
+        if index is None:
+            if self.training:
+                raise ValueError("index is None: training needs the index of every row's sample")
+            return None
+        if not isinstance(index, Tensor) or index.dtype not in INTEGER_DTYPES:
+            kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
+            raise TypeError(f"index is {kind}: expected an integer tensor of shape ({x.shape[0]},)")
+        if index.shape != x.shape[:1]:
+            raise ValueError(f"index has shape {tuple(index.shape)}: expected ({x.shape[0]},), one entry per row of x")
+        if index.device != x.device:
+            raise ValueError(f"index is on {index.device}, the embeddings are on {x.device}")
+        # In eval mode indices only tell equal samples apart, so those of another data set will do.
+        if self.training and index.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = (int(end) for end in index.aminmax()) if len(index) else (0, 0)
+            if low < 0 or high >= self.num_samples:
+                raise ValueError(
+                    f"index runs from {low} to {high}, but num_samples is {self.num_samples}: "
+                    f"expected entries from 0 to {self.num_samples - 1}"
+                )
+        return index.long()
+
+
+class _Batch(NamedTuple):
+    """What both sweeps of a step are given."""
+
+    x: Tensor
+    y: Tensor
+    scale: float | Tensor
+    samples: Tensor | None
+    symmetric: bool
+    log_multiplier: float
+    backend: str | None
+
+    @property
+    def groups(self) -> tuple[Tensor, Tensor] | None:
+        return None if self.samples is None else (self.samples, self.samples)
+
+
+def _bound(
+    batch: _Batch,
+    log_z: LogNormalizers,
+    cap: bool = False,
+    row_draws: Tensor | None = None,
+    col_draws: Tensor | None = None,
+) -> GammaOutput:
+    row_log_z, col_log_z = log_z
+    return gamma_contrastive(
+        batch.x,
+        batch.y,
+        batch.scale,
+        -row_log_z,
+        None if col_log_z is None else -col_log_z,
+        groups=batch.groups,
+        log_multiplier=batch.log_multiplier,
+        cap=cap,
+        row_draws=row_draws,
+        col_draws=col_draws,
+        backend=batch.backend,
+    )
+
+
+@torch.no_grad()
+def _log_normalizers(batch: _Batch) -> LogNormalizers:
+    return log_normalizers(
+        batch.x,
+        batch.y,
+        batch.scale,
+        positives=torch.arange(batch.x.shape[0], device=batch.x.device),
+        groups=batch.groups,
+        columns=batch.symmetric,
+        log_multiplier=batch.log_multiplier,
+        backend=batch.backend,
+    )
+
+
+def _filled(known: LogNormalizers, fresh: LogNormalizers) -> LogNormalizers:
+    """Fresh values where nothing is known."""
+    rows, cols = (
+        None if old is None or new is None else torch.where(old == -torch.inf, new, old)
+        for old, new in zip(known, fresh, strict=True)
+    )
+    return cast(Tensor, rows), cols
+
+
+def _with_first_visits(known: LogNormalizers, batch: _Batch) -> LogNormalizers:
+    """The batch's own log-normalisers where nothing is known: a sweep, if there is such a place."""
+    if not torch.compiler.is_compiling():
+        if batch.x.device.type == "cpu" and not bool((known[0] == -torch.inf).any()):
+            return known
+        return _filled(known, _log_normalizers(batch))
+    scale = torch.as_tensor(batch.scale, dtype=accumulation_dtype(batch.x.dtype), device=batch.x.device)
+    detached = batch._replace(x=batch.x.detach(), y=batch.y.detach(), scale=scale.detach())
+    rows, cols = torch.ops.contrastile.with_first_visits(*known, *detached)
+    return rows, cols if batch.symmetric else None
+
+
+# Whether some sample is new depends on values, on which a compiled graph cannot branch: to it this is one op.
+@torch.library.custom_op("contrastile::with_first_visits", mutates_args=())
+def with_first_visits(
+    rows: Tensor,
+    cols: Tensor | None,
+    x: Tensor,
+    y: Tensor,
+    scale: Tensor,
+    samples: Tensor,
+    symmetric: bool,
+    log_multiplier: float,
+    backend: str | None,
+) -> tuple[Tensor, Tensor]:
+    batch = _Batch(x, y, scale, samples, symmetric, log_multiplier, backend)
+    filled_rows, filled_cols = _with_first_visits((rows, cols), batch)
+    # An op may not return its own arguments.
+    return filled_rows.clone(), x.new_empty(0) if filled_cols is None else filled_cols.clone()
+
+
+@with_first_visits.register_fake
+def _(rows: Tensor, cols: Tensor | None, x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(rows), x.new_empty(0) if cols is None else torch.empty_like(cols)
+
+
+def _check_options(
+    num_samples: int, virtual_batch: int, init_scale: float, max_scale: float, mode: str, draws: str
+) -> None:
+    for name, size in (("num_samples", num_samples), ("virtual_batch", virtual_batch)):
+        if isinstance(size, bool) or not isinstance(size, int) or size < 2:
+            raise ValueError(f"{name} is {size!r}: expected a whole number of at least 2")
+    if not 0 < init_scale <= max_scale < math.inf:
+        raise ValueError(f"init_scale is {init_scale} and max_scale {max_scale}: expected 0 < init_scale <= max_scale")
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}: expected one of {', '.join(map(repr, MODES))}")
+    if draws not in DRAWS:
+        raise ValueError(f"draws is {draws!r}: expected one of {', '.join(map(repr, DRAWS))}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -64,9 +63,7 @@ class NTXentLoss(nn.Module):
             TypeError, RuntimeError: as `nt_xent` does.
         """
         if out0.dim() != 2 or out0.shape != out1.shape:
-            raise ValueError(
-                f"out0 is {tuple(out0.shape)} and out1 is {tuple(out1.shape)}: expected (rows, features), twice the same"
-            )
+            raise ValueError(f"out0 is {tuple(out0.shape)} and out1 is {tuple(out1.shape)}: expected (B, D) each")
         if self.gather_distributed and distributed.is_initialized() and distributed.get_world_size() > 1:
             raise NotImplementedError(
                 f"gather_distributed with {distributed.get_world_size()} processes: NTXentLoss does not gather "
@@ -104,22 +101,22 @@ class MemoryBank(nn.Module):
         self.register_buffer("bank_ptr", torch.zeros(1, dtype=torch.int64), persistent=False)
 
     def forward(self, views: Tensor, update: bool) -> Tensor:
-        """A copy of the bank as it was, (entries, dim); then, with update, views (B, dim) are taken in."""
-        entries, dim = self.size
-        if views.shape[1] != dim:
-            raise ValueError(f"out0 and out1 are {tuple(views.shape)}, but the memory bank is {self.size}")
-        held = self.bank.clone()
+        """The bank as it was, (entries, dim); with update, views (B, dim) then take the place of its oldest."""
+        held = self.bank
+        if views.shape[1] != held.shape[1]:
+            raise ValueError(f"out0 and out1 are {tuple(views.shape)}, but the memory bank is {tuple(held.shape)}")
         if update:
-            self._take_in(views.detach().to(self.bank.dtype))
+            self._take_in(views.detach().to(held.dtype))
         return held
 
     @torch.no_grad()
     def _take_in(self, views: Tensor) -> None:
         # A batch that reaches the end of the bank loses what lies beyond it, and the next one starts at the front.
         # Rows beyond the end repeat the write of the first row: no shape depends on the pointer's value.
-        rows, entries = views.shape[0], cast(int, self.size[0])
-        slots = self.bank_ptr + torch.arange(rows, device=views.device)
+        entries, ptr = len(self.bank), self.bank_ptr
+        slots = ptr + torch.arange(len(views), device=views.device)
         fits = slots < entries
-        self.bank.index_copy_(0, torch.where(fits, slots, self.bank_ptr), torch.where(fits[:, None], views, views[:1]))
-        past = self.bank_ptr + rows
-        self.bank_ptr.copy_(torch.where(past >= entries, 0, past))
+        rows = torch.where(fits[:, None], views, views[:1])
+        # A new tensor: backward still needs the old one, and a compiled backward would read it after a write in place.
+        self.bank = self.bank.index_copy(0, torch.where(fits, slots, ptr), rows)
+        self.bank_ptr = torch.where(ptr + len(views) >= entries, 0, ptr + len(views))

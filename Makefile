@@ -1,0 +1,75 @@
+# Every target works from a clean clone with python3, make and a C++20 compiler. Packages go into .venv;
+# an installation is repeated only when what it is made from has changed.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint tests/constraints.txt
+
+# With a compiler at hand a failed build of the C++ module is an error, without one eager PyTorch serves.
+COMPILER := $(shell command -v c++ || command -v g++ || command -v clang++)
+CONTRASTILE_BUILD ?= $(if $(COMPILER),required,auto)
+
+PACKAGE_PARTS := pyproject.toml setup.py CMakeLists.txt tests/constraints.txt $(wildcard csrc/*.cpp csrc/cpu/*)
+
+.DEFAULT_GOAL := targets
+.DELETE_ON_ERROR:
+.PHONY: targets install demo test check bench must-reach gpu-check clean build/typed
+
+targets:  # this list
+	@awk -F ':.*  # ' '/^[a-z-]+:.*  # / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+install: $(VENV)/.package  # the package, editable, and PyTorch into .venv
+	@$(RUN) -m contrastile doctor
+
+demo: $(VENV)/.demo  # train on about 3,950 emoji and their names; table on screen, pictures in out/
+	$(RUN) -m contrastile demo
+
+test: $(VENV)/.test $(VENV)/.rivals  # the whole suite
+	$(RUN) -m pytest
+
+check: $(VENV)/.dev build/typed  # ruff, mypy and the fast tests, under a minute
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy
+	$(RUN) -m pytest --quiet -m "not slow"
+
+bench: $(VENV)/.bench $(VENV)/.rivals  # time, memory and error of every implementation against N
+	$(RUN) -m contrastile bench --out out/bench.json --plot out/bench.png
+
+must-reach: $(VENV)/.bench  # the performance promises, measured and judged
+	$(RUN) -m contrastile bench --must-reach --out out/must-reach.json
+
+gpu-check: $(VENV)/.test  # suite and benchmark on a CUDA device; says what is missing where there is none
+	$(RUN) tests/gpu_check.py out/gpu-check.json
+
+clean:  # remove what the other targets made, .venv and out/ included
+	rm -rf $(VENV) build dist out *.egg-info python/contrastile/_C.*.so
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .benchmarks .hypothesis
+	find bench kernels python tests -name __pycache__ -type d -exec rm -rf {} +
+
+$(RUN):
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.package: $(PACKAGE_PARTS) | $(RUN)
+	@echo "installing contrastile and PyTorch into $(VENV)"
+	@CONTRASTILE_BUILD=$(CONTRASTILE_BUILD) $(PIP) --editable .
+	@touch $@
+
+# One stamp for each extra of pyproject.toml: the installed package is kept, what the extra adds is installed.
+$(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: $(VENV)/.package
+	@echo "installing what contrastile[$*] needs into $(VENV)"
+	@$(PIP) "contrastile[$*]"
+	@touch $@
+
+# Other implementations to compare with. One that cannot be installed is reported, and its tests skip.
+$(VENV)/.rivals: $(VENV)/.package
+	@echo "installing the implementations that contrastile is compared with into $(VENV)"
+	@missing=; \
+	for rival in "--no-deps open_clip_torch>=3.3" "--no-deps lightly>=1.6" "sentence-transformers>=6.2" "pykeops>=2.3"; do \
+	    set -- $$rival; $(PIP) "$$@" || { echo "NOT INSTALLED: $$rival; its comparisons are skipped"; missing=1; }; \
+	done; \
+	test -n "$$missing" || touch $@
+
+# The package as it is installed, for mypy: bench/ and kernels/ live beside python/contrastile.
+build/typed:
+	@rm -rf $@ && mkdir -p $@/contrastile
+	@ln -s $(CURDIR)/python/contrastile/* $(CURDIR)/bench $(CURDIR)/kernels $@/contrastile/

@@ -1,0 +1,113 @@
+// Embeddings and coefficients packed for the matrix products of a sweep.
+//
+// Anchors of the open window are packed once, as both operands they will be:
+// against candidates over the features (S), and against coefficients over the
+// rows (dY). Candidates and coefficients are packed tile by tile into the
+// scratch of a thread. 16-bit embeddings are widened on the way.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "embeddings.h"
+#include "plan.h"
+#include "product_kernels.h"
+#include "team.h"
+#include "workspace.h"
+
+namespace contrastile::cpu {
+
+template <class Real>
+class Operands {
+ public:
+  Operands(const EmbeddingView& anchors, const EmbeddingView& candidates, const Plan& plan, Workspace<Real>& workspace,
+           int threads)
+      : anchors_(anchors), candidates_(candidates), depth_(anchors.depth), row_block_(plan.row_block) {
+    by_feature_stride_ = round_up(std::min(plan.row_block, plan.strip_rows), most_panel_rows) * depth_;
+    by_row_stride_ = std::min(plan.row_block, plan.strip_rows) * round_up(depth_, most_panel_cols);
+    anchors_by_feature_ = workspace.take(plan.blocks_per_strip() * by_feature_stride_);
+    anchors_by_row_ = workspace.take(plan.blocks_per_strip() * by_row_stride_);
+    for (int thread = 0; thread < threads; ++thread) {
+      packed_a_.push_back(workspace.take(packed_a_elements(plan)));
+      packed_b_.push_back(workspace.take(packed_b_elements(plan)));
+    }
+  }
+
+  void open(const Window& window, bool towards_candidates, Team& team) {
+    window_ = window;
+    team.for_each(ceil_div(window.rows(), row_block_), [&](std::int64_t block, int) {
+      const std::int64_t rows = block_rows(block);
+      const std::int64_t padded = round_up(rows, kernels_.panel_rows);
+      for (std::int64_t k = 0; k < depth_; k += depth_block)
+        kernels_.pack_a_by_lines(from(anchors_, first_row(block), k), rows, std::min(depth_block, depth_ - k),
+                                 anchors_by_feature_ + block * by_feature_stride_ + padded * k);
+      if (towards_candidates)
+        kernels_.pack_b_by_columns(from(anchors_, first_row(block), 0), depth_, rows,
+                                   anchors_by_row_ + block * by_row_stride_);
+    });
+  }
+
+  // S of one tile column: finish(block) is called when a row block's products
+  // are complete.
+  template <class TileOf, class Finish>
+  void products(std::int64_t col, std::int64_t cols, std::int64_t blocks, int thread, const TileOf& tile_of,
+                const Finish& finish) const {
+    for (std::int64_t k = 0; k < depth_; k += depth_block) {
+      const std::int64_t depth = std::min(depth_block, depth_ - k);
+      kernels_.pack_b_by_lines(from(candidates_, col, k), cols, depth, packed_b_[thread]);
+      for (std::int64_t block = 0; block < blocks; ++block) {
+        const Tile<Real> tile = tile_of(block);
+        const std::int64_t padded = round_up(tile.rows, kernels_.panel_rows);
+        kernels_.multiply(tile.rows, cols, depth, anchors_by_feature_ + block * by_feature_stride_ + padded * k,
+                          packed_b_[thread], tile.values, tile.width, k == 0 ? Accumulate::no : Accumulate::yes);
+        if (k + depth == depth_) finish(block);
+      }
+    }
+  }
+
+  // dy (cols, D) += C^T X over one row block of a tile column.
+  void add_candidate_gradient(Tile<Real> coefficients, std::int64_t cols, std::int64_t block, int thread,
+                              Real* dy) const {
+    kernels_.pack_a_by_columns(from(coefficients), cols, coefficients.rows, packed_a_[thread]);
+    kernels_.multiply(cols, depth_, coefficients.rows, packed_a_[thread], anchors_by_row_ + block * by_row_stride_, dy,
+                      depth_, Accumulate::yes);
+  }
+
+  // dx (rows, D) += C Y over one tile.
+  void add_anchor_gradient(Tile<Real> coefficients, std::int64_t col, std::int64_t cols, int thread, Real* dx) const {
+    for (std::int64_t first = 0; first < cols; first += depth_block) {
+      const std::int64_t depth = std::min(depth_block, cols - first);
+      kernels_.pack_a_by_lines(from({coefficients.values + first, coefficients.rows, coefficients.width}),
+                               coefficients.rows, depth, packed_a_[thread]);
+      for (std::int64_t k = 0; k < depth_; k += depth_block) {
+        const std::int64_t features = std::min(depth_block, depth_ - k);
+        kernels_.pack_b_by_columns(from(candidates_, col + first, k), features, depth, packed_b_[thread]);
+        kernels_.multiply(coefficients.rows, features, depth, packed_a_[thread], packed_b_[thread], dx + k, depth_,
+                          Accumulate::yes);
+      }
+    }
+  }
+
+ private:
+  static constexpr ElementType real_type = sizeof(Real) == sizeof(float) ? ElementType::float32 : ElementType::float64;
+
+  std::int64_t first_row(std::int64_t block) const { return window_.row_begin + block * row_block_; }
+  std::int64_t block_rows(std::int64_t block) const { return std::min(row_block_, window_.row_end - first_row(block)); }
+
+  static Strided from(const EmbeddingView& view, std::int64_t row, std::int64_t k) {
+    const std::int64_t bytes = view.is_16_bit() ? 2 : std::int64_t(sizeof(Real));
+    return {static_cast<const char*>(view.data) + (row * view.row_stride + k) * bytes, view.row_stride, view.type};
+  }
+  static Strided from(Tile<Real> tile) { return {tile.values, tile.width, real_type}; }
+
+  const EmbeddingView anchors_, candidates_;
+  const std::int64_t depth_, row_block_;
+  const ProductKernels<Real>& kernels_ = product_kernels<Real>();
+  Window window_{};
+  std::int64_t by_feature_stride_, by_row_stride_;  // between row blocks
+  Real *anchors_by_feature_, *anchors_by_row_;
+  std::vector<Real*> packed_a_, packed_b_;  // by thread
+};
+
+}  // namespace contrastile::cpu

@@ -1,0 +1,9 @@
+"""Types of the C++ module, see csrc/bindings.cpp; backends/cpu.py and the benchmark call it."""
+
+from typing import Any
+
+def isa() -> str: ...
+def fma_peak(threads: int, seconds: float) -> float: ...
+
+# The sweeps and their argument types, once with the suffix _float32 and once with _float64.
+def __getattr__(name: str) -> Any: ...

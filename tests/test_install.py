@@ -1,0 +1,189 @@
+"""What `pip install` leaves behind: with and without a compiler, as a wheel, editable, from a source distribution.
+
+Nothing is downloaded. Every installation goes into an empty virtual environment that sees the build tools
+alone, so a build that imported torch would fail; torch and the rest are lent to it afterwards, by a .pth file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import contrastile
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+BUILD_TOOLS = ("setuptools", "pybind11", "cmake", "ninja")
+NOT_SOURCE = (".git", ".venv", "build", "dist", "out", "*.egg-info", "*.so", "__pycache__", ".*_cache", ".hypothesis")
+COMPILERS = ("c++", "g++", "clang++")
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="there is no C++ compiler")
+
+PROBE = """
+import importlib.util, json, sys, warnings
+import torch, contrastile
+from contrastile import reference
+from contrastile.backends import available
+
+x, y = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0))
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    error = (contrastile.info_nce(x, y, 3.0) - reference.info_nce(x, y, 3.0)).abs().item()
+names = ("contrastile", "contrastile.bench", "contrastile.kernels")
+places = {name: importlib.util.find_spec(name).origin for name in names}
+told = [str(warning.message) for warning in caught]
+print(json.dumps({"available": available(), "error": error, "warnings": told, "places": places}))
+"""
+
+
+@pytest.fixture(scope="module")
+def build_tools(tmp_path_factory) -> Path:
+    """A folder for PYTHONPATH that holds the build tools and nothing else, their programs in bin/."""
+    folder = tmp_path_factory.mktemp("build_tools")
+    (folder / "bin").mkdir()
+    for tool in BUILD_TOOLS:
+        try:
+            distribution = metadata.distribution(tool)
+        except metadata.PackageNotFoundError:
+            pytest.skip(f"{tool} is not installed")
+        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+            (folder / top).symlink_to(Path(distribution.locate_file(top)))
+        for file in distribution.files or ():
+            if file.name == "ninja" and file.parent.name == "bin":
+                (folder / "bin" / "ninja").symlink_to(Path(file.locate()).resolve())
+    return folder
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    """A copy of the project as it would be cloned."""
+    return Path(shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(*NOT_SOURCE)))
+
+
+class Environment:
+    """A virtual environment without pip, driven by this one's pip."""
+
+    def __init__(self, folder: Path, build_tools: Path) -> None:
+        venv.create(folder, with_pip=False, symlinks=True)
+        self.python = folder / "bin" / "python"
+        self.site_packages = next(folder.glob("lib/python*/site-packages"))
+        self.build_tools = build_tools
+
+    def pip(self, *arguments: str | Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pip", "--python", self.python, *arguments[:1], "-v"]
+        options = ["--no-deps", "--no-build-isolation", "--no-index", *arguments[1:]]
+        path = f"{self.build_tools / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        return run([*command, *options], check, PYTHONPATH=str(self.build_tools), **{"PATH": path, **environment})
+
+    def probe(self) -> dict:
+        """Lends the packages of this environment and reports what the installation can do."""
+        lent = {str(Path(module.__file__).parents[1]) for module in (torch,)}
+        (self.site_packages / "lent.pth").write_text("\n".join(lent))
+        return json.loads(run([self.python, "-c", PROBE]).stdout.splitlines()[-1])
+
+
+def run(command: list, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    # Neither this environment's checkout nor its choice of a backend may reach the new one.
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("CONTRASTILE_")}
+    environment = {**kept, **environment}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=600)
+    if check and done.returncode:
+        raise AssertionError(f"{command} failed:\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}")
+    return done
+
+
+@pytest.fixture
+def environment(tmp_path, build_tools) -> Environment:
+    return Environment(tmp_path / "environment", build_tools)
+
+
+@needs_compiler
+def test_wheel_holds_the_package_and_its_cpu_backend_runs(environment, source, tmp_path):
+    environment.pip("wheel", "--wheel-dir", tmp_path, source, CONTRASTILE_BUILD="required")
+    (wheel,) = tmp_path.glob("contrastile-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (listing,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        described = metadata.PathDistribution(zipfile.Path(archive, listing.removesuffix("METADATA"))).metadata
+    assert described["Version"] == contrastile.__version__
+    assert described["License-Expression"] == "Apache-2.0"
+
+    modules = {path.relative_to(source / "python") for path in (source / "python" / "contrastile").rglob("*.py")}
+    for part in ("bench", "kernels"):
+        modules |= {Path("contrastile", part, path.name) for path in (source / part).glob("*.py")}
+    expected = {*map(str, modules), "contrastile/py.typed", "contrastile/_C.pyi"}
+    present = {name for name in names if ".dist-info/" not in name}
+    (extension,) = (name for name in present if name.startswith("contrastile/_C.") and not name.endswith(".pyi"))
+    assert present == expected | {extension}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+    environment.pip("install", wheel)
+    report = environment.probe()
+    assert report["available"] == {"cpu": None, "eager": None}
+    assert report["warnings"] == []
+    assert report["error"] < 1e-6
+    assert Path(report["places"]["contrastile.kernels"]).is_relative_to(environment.site_packages)
+
+
+@pytest.mark.parametrize("lack", ["broken", "absent"])
+def test_without_a_compiler_the_install_succeeds_and_eager_serves(environment, source, build_tools, lack):
+    hidden = {"CC": "/bin/false", "CXX": "/bin/false"} if lack == "broken" else {"PATH": str(build_tools / "bin")}
+    printed = environment.pip("install", source, **hidden)
+    assert "eager PyTorch backend will be used" in printed.stdout + printed.stderr
+    report = environment.probe()
+    assert report["available"]["eager"] is None
+    assert "compiler" in report["available"]["cpu"]
+    assert report["error"] < 1e-6
+    assert len(report["warnings"]) == 1
+    assert report["available"]["cpu"] in report["warnings"][0]
+
+
+def test_required_build_fails_loudly_without_a_compiler(environment, source):
+    done = environment.pip(
+        "install", source, check=False, CXX="/bin/false", CC="/bin/false", CONTRASTILE_BUILD="required"
+    )
+    assert done.returncode != 0
+    assert "contrastile._C was not built" in done.stdout + done.stderr
+
+
+def test_build_switched_off_names_the_switch(environment, source):
+    printed = environment.pip("install", source, CONTRASTILE_BUILD="0")
+    assert "was not built (CONTRASTILE_BUILD=0)" in printed.stdout + printed.stderr
+    assert environment.probe()["available"]["cpu"] is not None
+
+
+@needs_compiler
+def test_editable_install_serves_the_checkout_with_bench_and_kernels(environment, source):
+    # Unoptimised: half the compile time, and speed is not the question here.
+    environment.pip("install", "--editable", source, CONTRASTILE_BUILD="required", CMAKE_BUILD_TYPE="Debug")
+    report = environment.probe()
+    assert report["available"]["cpu"] is None
+    assert report["error"] < 1e-6
+    assert {name: Path(place) for name, place in report["places"].items()} == {
+        "contrastile": source / "python/contrastile/__init__.py",
+        "contrastile.bench": source / "bench/__init__.py",
+        "contrastile.kernels": source / "kernels/__init__.py",
+    }
+
+
+def test_source_distribution_holds_all_that_a_build_needs(environment, source, build_tools, tmp_path):
+    script = "import os, sys; os.chdir(sys.argv[1]); from setuptools import build_meta as b; b.build_sdist(sys.argv[2])"
+    run([environment.python, "-c", script, source, tmp_path], PYTHONPATH=str(build_tools))
+    (archive,) = tmp_path.glob("contrastile-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        held = {name.partition("/")[2] for name in tar.getnames()}
+    needed = {"setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE", "README.md"}
+    for folder in ("csrc", "python", "bench", "kernels"):
+        files = (path for path in (source / folder).rglob("*") if path.is_file() and ".egg-info" not in str(path))
+        needed |= {str(path.relative_to(source)) for path in files}
+    assert needed <= held, needed - held
