@@ -32,10 +32,16 @@ def plot(rows: Sequence[dict[str, Any]], picture: Path) -> None:
     losses = [loss for loss in dict.fromkeys(row["loss"] for row in square) if any(_times(square, loss))]
     if not losses:
         raise ValueError("no measured times to plot")
+    setups = {(row["dim"], row["dtype"], row["threads"]) for row in square}
+    if len(setups) > 1:
+        raise ValueError(f"one picture shows one (D, dtype, threads), these rows are of {sorted(setups)}")
+    ((dim, dtype, threads),) = setups
     figure, panels = plt.subplots(len(losses), 2, figsize=(11, 4.2 * len(losses)), squeeze=False)
     for (time_axis, memory_axis), loss in zip(panels, losses, strict=True):
         _draw(time_axis, _times(square, loss), f"{loss}: ns / N²")
         _draw(memory_axis, _memory(square, loss), f"{loss}: extra MiB")
+    for axis in panels[-1]:
+        axis.set_xlabel(f"N   (D = {dim}, {dtype}, {threads} threads)")
     figure.tight_layout()
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=150)
@@ -65,6 +71,8 @@ def _points(rows: Iterable[dict[str, Any]], loss: str, value_of: Any) -> Points:
 
 
 def _draw(axis: Any, points: Points, title: str) -> None:
+    from matplotlib.ticker import LogFormatter
+
     names = list(IMPLEMENTATIONS)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
@@ -74,8 +82,11 @@ def _draw(axis: Any, points: Points, title: str) -> None:
         width = 2.5 if style == 0 else 1.4
         axis.plot(*zip(*line, strict=True), color=colour, marker=marker, linewidth=width, markersize=5)
     sizes = sorted({n for line in points.values() for n, _ in line})
-    axis.set_xticks(sizes, [str(n) for n in sizes])
-    axis.set_xlabel("N")
+    axis.set_xticks(sizes, [str(n) for n in sizes], fontsize=8)
+    axis.xaxis.minorticks_off()
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.5, 0.5)))
+    axis.tick_params(axis="y", which="both", labelsize=8)
     axis.set_title(title, loc="left", fontsize=10)
     axis.grid(True, which="major", alpha=0.3)
     axis.spines[["top", "right"]].set_visible(False)

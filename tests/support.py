@@ -194,8 +194,12 @@ def assert_as_exact_as_dense(
     truth: Callable[..., Tensor],
     inputs: Mapping[str, Tensor],
     dense_dtype: torch.dtype | None = None,
+    slack: float = 1.0,
 ) -> None:
-    """Loss and every gradient of `ours` within twice the error of `dense` (in dense_dtype, default that of ours)."""
+    """Loss and every gradient of `ours` within twice the error of `dense` (in dense_dtype, default that of ours).
+
+    slack multiplies what is allowed, for problems so small or so random that luck decides the dense error.
+    """
     dtype = next(value.dtype for name, value in inputs.items() if name != "scale")
     exact = gradients_of(truth, inputs, torch.float64)
     plain = gradients_of(dense, inputs, dense_dtype)
@@ -209,7 +213,7 @@ def assert_as_exact_as_dense(
             assert bool(value.isfinite().all()), f"{name} is not finite"
         allowed = 2 * dense_error + floor[name] + rounding_of(result_dtype, exact[name])
         allowed += logit_rounding * largest(exact[name])
-        assert_at_most(value, exact[name], allowed, name)
+        assert_at_most(value, exact[name], slack * allowed, name)
 
 
 # Plain PyTorch, in the dtype of its inputs: what a user would have written

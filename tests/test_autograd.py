@@ -86,7 +86,7 @@ def test_only_wanted_gradients_are_formed(backend, recorder, kind, wanted):
     assert (needs.dx, needs.dy, needs.moment) == tuple(name in wanted.split() for name in inputs)
     loss.backward()
     assert len(recorder.calls) == 1, "a gradient that was formed in the forward is only scaled in the backward"
-    for name, leaf in inputs.items():
+    for leaf in inputs.values():
         assert (leaf.grad is not None) == leaf.requires_grad
 
 
@@ -338,7 +338,7 @@ def test_differentiating_gradients_names_the_reference(backend, kind, reduction)
     loss = loss_of(kind, x, y, scale, reduction=reduction, backend=backend).sum()
     gradients = torch.autograd.grad(loss, (x, y, scale), create_graph=True)
     for gradient in gradients:
-        with pytest.raises(RuntimeError, match="first derivatives only.*contrastile.reference"):
+        with pytest.raises(RuntimeError, match=r"first derivatives only.*contrastile\.reference"):
             gradient.square().sum().backward(retain_graph=True)
 
 
@@ -353,7 +353,7 @@ def test_create_graph_alone_gives_the_same_gradients(backend, kind):
 
 
 def test_differentiating_with_respect_to_the_upstream_gradient_raises_too(backend):
-    x, y, scale = leaves()
+    x, y, _ = leaves()
     upstream = torch.tensor(1.0, requires_grad=True)
     loss = ct.info_nce(x, y.detach(), 5.0, backend=backend)
     [gradient] = torch.autograd.grad(loss, x, upstream, create_graph=True)

@@ -61,6 +61,7 @@ def compare(function: str, inputs, backend: str, workspace: int, pick=lambda res
             truth,
             inputs,
             dense_dtype=accumulation(next(iter(inputs.values())).dtype),
+            slack=8,
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.metadata
 import os
 import platform
 import sys
@@ -50,8 +49,7 @@ def doctor(argv: Sequence[str]) -> int:
 
     print(f"contrastile {contrastile.__version__} in {os.path.dirname(contrastile.__file__)}")
     print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    for name in REPORTED_VERSIONS:
-        print(f"{name} {_version(name)}")
+    print(f"torch {torch.__version__}")
     print("\nbackends")
     for name, reason in available().items():
         print(f"  {name:6}  {'available' if reason is None else f'unavailable: {reason}'}")
@@ -64,13 +62,6 @@ def doctor(argv: Sequence[str]) -> int:
         print(f"no backend for tensors on the processor: {error} (CONTRASTILE_BACKEND)")
         return 1
     return 0
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "is not installed"
 
 
 def _vector_instructions() -> str:

@@ -136,7 +136,7 @@ def check_log_multiplier(log_multiplier: float) -> float:
             f"log_multiplier is {log_multiplier}: expected at most {LARGEST_LOG_MULTIPLIER} in magnitude, "
             "beyond which float32 overflows"
         )
-    return float(log_multiplier)
+    return log_multiplier
 
 
 def check_reduction(reduction: str) -> None:

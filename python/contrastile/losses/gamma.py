@@ -37,7 +37,7 @@ class GammaContrastiveLoss(nn.Module):
     would wait for the device.
 
     In eval mode nothing is remembered and nothing drawn: log Z is the batch's own, which makes the bound tight, and
-    the value InfoNCE's with the multiplier. index may then be None.
+    the value InfoNCE's with the multiplier. index may then be None. A compiled graph holds for one batch size.
 
     Args:
         num_samples: size of the data set that indices run over, at least 2.
