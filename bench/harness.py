@@ -58,9 +58,9 @@ class Row:
 def needed_bytes(cases: Sequence[Case], *, timed: bool = True) -> int:
     """Estimate for the child: every case's inputs and gradients, the hungriest one's scores, the product's buffer."""
     embeddings = sum(2 * case.embedding_bytes for case in cases)
-    pairs = max(4 * case.rows * case.cols * IMPLEMENTATIONS[case.implementation].pair_matrices for case in cases)
+    scores = max(IMPLEMENTATIONS[case.implementation].score_bytes(case) for case in cases)
     buffer = min(PRODUCT_BUFFER_BYTES, 4 * cases[0].rows * cases[0].cols) if timed else 0
-    return int(embeddings + pairs + buffer + PROCESS_BYTES)
+    return embeddings + scores + buffer + PROCESS_BYTES
 
 
 def refusal(cases: Sequence[Case], *, timed: bool = True) -> str | None:

@@ -22,13 +22,19 @@ Loss = Callable[[Inputs], Tensor]
 class Implementation:
     build: Callable[[Case], Loss]
     losses: tuple[str, ...]
-    # float32 matrices of N x M alive at the peak, rounded up: what a case is refused by
-    pair_matrices: float
+    # Measured peaks, rounded up, by which a case is refused: float32 matrices of N x M, and of STRIP_ROWS x M.
+    pair_matrices: float = 0
+    strip_matrices: float = 0
     modules: tuple[str, ...] = ()  # that must be importable
     # differentiates through a normalisation of its own, so its gradient is orthogonal to the rows
     normalizes: bool = False
     # compiles for the shape it sees: the compiler's own memory is not the loss's
     compiles: bool = False
+
+    def score_bytes(self, case: Case) -> int:
+        """Estimate of what it stores beyond embeddings and a bounded workspace."""
+        rows = self.pair_matrices * case.rows + self.strip_matrices * dense.STRIP_ROWS
+        return int(4 * rows * case.cols)
 
     def missing(self) -> str | None:
         absent = [name for name in self.modules if importlib.util.find_spec(name) is None]
@@ -56,14 +62,16 @@ def _compiled(case: Case) -> Loss:
 _PAIRED = ("one_direction", "symmetric")
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
-    "contrastile": Implementation(_contrastile, LOSSES, 0.0),
-    "dense": Implementation(lambda case: dense.evaluate(case.loss), LOSSES, 6.0),
-    "compiled": Implementation(_compiled, LOSSES, 4.0, compiles=True),
-    "checkpointed": Implementation(lambda case: dense.evaluate_in_strips(case.loss), LOSSES, 0.0),
-    "linear_cross_entropy": Implementation(libraries.linear_cross_entropy, _PAIRED, 1.0),
-    "open_clip": Implementation(libraries.open_clip, ("symmetric",), 6.0, ("open_clip",)),
-    "lightly": Implementation(libraries.lightly, ("nt_xent",), 8.0, ("lightly",), normalizes=True),
-    "mnrl": Implementation(libraries.mnrl, _PAIRED, 8.0, ("sentence_transformers",)),
-    "cached_mnrl": Implementation(libraries.cached_mnrl, _PAIRED, 0.0, ("sentence_transformers",)),
-    "keops": Implementation(libraries.keops, _PAIRED, 0.0, ("pykeops",)),
+    "contrastile": Implementation(_contrastile, LOSSES),
+    "dense": Implementation(lambda case: dense.evaluate(case.loss), LOSSES, pair_matrices=8),
+    "compiled": Implementation(_compiled, LOSSES, pair_matrices=3, compiles=True),
+    "checkpointed": Implementation(lambda case: dense.evaluate_in_strips(case.loss), LOSSES, strip_matrices=16),
+    "linear_cross_entropy": Implementation(libraries.linear_cross_entropy, _PAIRED, pair_matrices=0.3),
+    "open_clip": Implementation(libraries.open_clip, ("symmetric",), pair_matrices=5, modules=("open_clip",)),
+    "lightly": Implementation(libraries.lightly, ("nt_xent",), pair_matrices=6, modules=("lightly",), normalizes=True),
+    "mnrl": Implementation(libraries.mnrl, _PAIRED, pair_matrices=6, modules=("sentence_transformers",)),
+    "cached_mnrl": Implementation(
+        libraries.cached_mnrl, _PAIRED, strip_matrices=16, modules=("sentence_transformers",)
+    ),
+    "keops": Implementation(libraries.keops, _PAIRED, modules=("pykeops",)),
 }

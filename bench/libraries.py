@@ -14,12 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from contrastile.bench.cases import SCALE, Case, Inputs
+from contrastile.bench.dense import STRIP_ROWS
 from torch import Tensor, nn
 
 Loss = Callable[[Inputs], Tensor]
-
-# Rows that CachedMultipleNegativesRankingLoss scores at a time; its default of 32 suits a model's forward.
-CACHED_ROWS = 1024
 
 
 def linear_cross_entropy(case: Case) -> Loss:
@@ -70,8 +68,11 @@ def mnrl(case: Case) -> Loss:
 
 
 def cached_mnrl(case: Case) -> Loss:
-    """sentence_transformers CachedMultipleNegativesRankingLoss, CACHED_ROWS rows at a time."""
-    return _sentence_transformers(case, "CachedMultipleNegativesRankingLoss", mini_batch_size=CACHED_ROWS)
+    """sentence_transformers CachedMultipleNegativesRankingLoss.
+
+    Its mini-batch of 32 rows is meant for a model's forward and slow for scores: STRIP_ROWS here.
+    """
+    return _sentence_transformers(case, "CachedMultipleNegativesRankingLoss", mini_batch_size=STRIP_ROWS)
 
 
 def keops(case: Case) -> Loss:

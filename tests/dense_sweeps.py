@@ -178,6 +178,10 @@ PROBLEMS: dict[str, Callable[[torch.dtype], PairProblem]] = {
     "self-not-triangular": lambda t: one_tower(66, 48, t, False),
     "self-triangular": lambda t: one_tower(66, 48, t, True),
     "self-triangular-258": lambda t: one_tower(258, 5, t, True),
+    "self-triangular-700": lambda t: one_tower(700, 5, t, True),
+    "several-tiles": lambda t: two_towers(
+        Shape(700, 1100, 7), t, positives=ids(700, 1100), row_groups=ids(700, 99), col_groups=ids(1100, 99)
+    ),
     "self-triangular-2": lambda t: one_tower(2, 384, t, True),
     "shard-first": lambda t: shard(0, 33, t),
     "shard-last": lambda t: shard(97, 33, t),

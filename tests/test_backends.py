@@ -269,16 +269,22 @@ def test_set_workspace_bounds_the_tiles_of_eager(monkeypatch):
         assert bound / 4 < 4 * buffers * pairs <= bound
 
 
-def test_workspace_from_the_environment():
-    code = "from contrastile import backends; print(backends.workspace_bytes())"
-    assert child(code).stdout.strip() == str(64 * 2**20)
-    assert child(code, CONTRASTILE_WORKSPACE_MB="1.5").stdout.strip() == str(3 * 2**19)
-    assert (
-        "CONTRASTILE_WORKSPACE_MB is 'much': expected a number of MiB"
-        in child(code, CONTRASTILE_WORKSPACE_MB="much").stderr
-    )
-    for wrong in ("0", "-3", "nan", "inf"):
-        assert "expected a positive number" in child(code, CONTRASTILE_WORKSPACE_MB=wrong).stderr
+@pytest.mark.usefixtures("_workspace")
+def test_workspace_from_the_environment_is_read_at_the_first_use(monkeypatch):
+    def read(text=None):
+        monkeypatch.setattr(backends, "_workspace_bytes", None)
+        if text is not None:
+            monkeypatch.setenv("CONTRASTILE_WORKSPACE_MB", text)
+        return backends.workspace_bytes()
+
+    monkeypatch.delenv("CONTRASTILE_WORKSPACE_MB", raising=False)
+    assert read() == 64 * 2**20
+    assert read("1.5") == 3 * 2**19
+    monkeypatch.setenv("CONTRASTILE_WORKSPACE_MB", "2")
+    assert backends.workspace_bytes() == 3 * 2**19
+    for wrong in ("much", "0", "-3", "nan", "inf"):
+        with pytest.raises(ValueError, match=r"CONTRASTILE_WORKSPACE_MB is '.*': expected a positive number of MiB"):
+            read(wrong)
 
 
 def test_backends_implement_the_protocol():

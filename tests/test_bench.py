@@ -142,7 +142,7 @@ def test_dense_loss_is_seen_to_store_its_scores_and_ours_is_not() -> None:
     n = 2048
     (dense,) = run_job([small("symmetric", "dense", n)], repeats=0)
     assert dense.extra_bytes > 2 * 4 * n * n
-    assert dense.extra_bytes < 4 * n * n * IMPLEMENTATIONS["dense"].pair_matrices + 16 * MIB
+    assert dense.extra_bytes < IMPLEMENTATIONS["dense"].score_bytes(dense.case) + 16 * MIB
     (ours,) = run_job([small("symmetric", n=n)], repeats=0)
     assert ours.extra_bytes < 96 * MIB
 
@@ -333,6 +333,8 @@ def test_plot_draws_every_loss_and_skips_what_was_not_measured(tmp_path) -> None
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no measured times"):
         plot(rows[-1:], picture)
+    with pytest.raises(ValueError, match=r"one picture shows one \(D, dtype, threads\)"):
+        plot([*rows, measured(replace(small(), dim=64)).as_dict()], picture)
 
 
 def test_inputs_are_unit_rows_and_the_same_for_every_implementation() -> None:

@@ -65,6 +65,13 @@ def test_the_number_of_threads_does_not_change_a_bit(shape, dtype, loss):
     assert len({bits(loss, shape, dtype, threads) for threads in (1, 2, 3, 8)}) == 1
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_threads_do_not_change_a_bit_where_logits_are_formed_in_several_strips(loss):
+    """Scratch is set aside for four threads; beyond them the strips of a full workspace become lower."""
+    with small_workspace(8 * 2**20):
+        assert len({bits(loss, Shape(1500, 1500, 33), torch.float32, threads) for threads in (1, 2, 3, 4)}) == 1
+
+
 @pytest.mark.parametrize("shape", WIDE_SHAPES, ids=str)
 def test_wide_problems_do_not_change_a_bit_with_threads_in_a_small_workspace(shape):
     with small_workspace():

@@ -80,14 +80,15 @@ def test_duplicates_count_once_whatever_their_order():
         torch.testing.assert_close(memory.log_z, memories[0].log_z, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_values_that_are_not_finite_are_counted_and_not_taken_in(bad):
+def test_values_that_are_not_finite_are_counted_and_not_taken_in(bad, side):
     memory, index = LogNormalizerMemory(4), torch.tensor([0, 1])
     memory.update(index, *batch(2))
     before = memory.log_z.clone()
-    rows, cols = batch(2, 1)
-    rows[1] = bad
-    memory.update(index, rows, cols)
+    values = batch(2, 1)
+    values[side][1] = bad
+    memory.update(index, *values)
     assert torch.equal(memory.log_z[:, 1:], before[:, 1:])
     assert not torch.equal(memory.log_z[:, 0], before[:, 0])
     assert memory.visits.tolist() == [2, 1, 0, 0]

@@ -178,6 +178,7 @@ def test_compiled_model_equals_eager(backend, loss):
         torch.testing.assert_close(compiled(left, left), model(left, left))
 
 
+@pytest.mark.slow
 def test_inductor_equals_eager(backend):
     model = Towers("info_nce", backend)
     compiled = torch.compile(model, fullgraph=True)

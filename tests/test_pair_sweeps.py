@@ -117,7 +117,7 @@ def test_only_what_is_needed_is_given_and_its_value_does_not_depend_on_the_rest(
 # Bounded workspace: several strips, and several column chunks in a strip
 
 
-@pytest.mark.parametrize("name", ["groups", "self-triangular-258", "not-injective", "shard-last", "tall-no-positives"])
+@pytest.mark.parametrize("name", ["groups", "self-triangular-700", "not-injective", "shard-last", "tall-no-positives"])
 def test_a_small_workspace_changes_nothing_but_rounding(backend, name):
     problem = PROBLEMS[name](torch.float32)
     with small_workspace():
@@ -162,6 +162,18 @@ def test_ranks_are_exact_on_integers_where_ties_are_true_ties(backend, name, dty
     assert torch.equal(backend.pair_stats(problem, columns=True, ranks=True).row_rank, truth)
     with small_workspace():
         assert torch.equal(backend.pair_stats(problem, ranks=True).row_rank, truth)
+
+
+@pytest.mark.parametrize("where", ["anchors", "candidates"])
+def test_nan_never_makes_a_positive_look_retrieved(backend, where):
+    """A NaN counts as larger, and a row whose positive is NaN has rank M."""
+    problem = PROBLEMS["groups"](torch.float32)
+    getattr(problem, where)[17, 5] = math.nan
+    dense = Dense(problem, problem.anchors.double(), problem.candidates.double(), problem.scale.double())
+    positive = dense.s.gather(1, problem.positives[:, None])
+    larger = (dense.negative & ~(dense.s <= positive)).sum(1)
+    truth = torch.where(positive[:, 0].isnan(), problem.cols, larger)
+    assert torch.equal(backend.pair_stats(problem, ranks=True).row_rank, truth)
 
 
 # Regimes

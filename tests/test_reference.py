@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from contrastile import reference
 from support import Shape, lightly_nt_xent_loss, open_clip_loss, towers, unit_rows
-from torch.autograd import gradcheck
+from torch.autograd import gradcheck, gradgradcheck
 
 F64 = torch.float64
 EULER_GAMMA = 0.5772156649015329
@@ -180,6 +180,16 @@ def test_ranks_equal_a_python_loop(mask):
     assert reference.retrieval_ranks(x, y, **ALL_MASKS[mask]).tolist() == truth
 
 
+def test_nan_is_never_retrieved():
+    x, y, _ = problem("wide-both")
+    positives, groups = NOT_INJECTIVE, WIDE_GROUPS
+    broken = x.detach().clone()
+    broken[3, 0] = math.nan
+    expected = reference.retrieval_ranks(x, y, positives, groups=groups)
+    expected[3] = len(y)
+    assert torch.equal(reference.retrieval_ranks(broken, y, positives, groups=groups), expected)
+
+
 # Gradients
 
 
@@ -191,6 +201,12 @@ def test_gradcheck_info_nce(mask, per_row_scale):
     for symmetric in (True, False) if mask in MASKS else (False,):
         options = {"symmetric": symmetric, "reduction": "none", **ALL_MASKS[mask]}
         assert gradcheck(lambda x, y, s, options=options: reference.info_nce(x, y, s, **options), (x, y, scale))
+
+
+def test_second_derivatives_exist():
+    leaves = problem("plain")
+    assert gradgradcheck(reference.info_nce, leaves)
+    assert gradgradcheck(lambda x, y, s: reference.gamma_contrastive(x, y, s, weights()[0], cap=False).loss, leaves)
 
 
 @pytest.mark.parametrize("cap", [True, False])

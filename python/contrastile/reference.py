@@ -174,6 +174,8 @@ def retrieval_ranks(
 ) -> Tensor:
     """Number of negatives whose inner product with x_i is strictly larger than the positive's; 0 is retrieved first.
 
+    A NaN counts as larger, and a row whose positive is NaN has rank M: what is not a number is never found.
+
     Args:
         x: queries (N, D). y: candidates (M, D). positives: (N,) int64, default arange(N).
         groups: ((N,), (M,)) integers.
@@ -185,7 +187,9 @@ def retrieval_ranks(
         products = _logits(x, y, 1.0)
         positives = _default_positives(x, positives)
         _, is_negative = _kinds(products, positives, groups)
-        return (is_negative & (products > _at(products, positives)[:, None])).sum(1)
+        positive = _at(products, positives)
+        larger = (is_negative & ~(products <= positive[:, None])).sum(1)
+        return torch.where(positive.isnan(), y.shape[0], larger)
 
 
 def _logits(x: Tensor, y: Tensor, scale: float | Tensor) -> Tensor:

@@ -16,8 +16,6 @@ from contextvars import ContextVar
 from functools import cache
 from typing import cast
 
-import torch
-
 from contrastile.pairs import Backend
 
 __all__ = ["available", "get", "resolve", "set_workspace", "use_backend", "workspace_bytes"]
@@ -26,7 +24,7 @@ AUTOMATIC_ORDER = ("cpu", "eager")
 DEVICES = {"cpu": ("cpu",)}  # device types that a backend is limited to; without an entry it runs on any
 MODULES = {name: f"contrastile.backends.{name}" for name in AUTOMATIC_ORDER}
 
-DEFAULT_WORKSPACE_MB = 64.0
+DEFAULT_WORKSPACE_MB = 64
 
 _named: ContextVar[str | None] = ContextVar("contrastile_backend", default=None)
 _fallbacks_told: set[str] = set()
@@ -43,8 +41,6 @@ def get(name: str) -> Backend:
     return cast(Backend, importlib.import_module(MODULES[name]))
 
 
-# A traced graph keeps the backend that was chosen while tracing.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def resolve(backend: str | None, device_type: str) -> str:
     """Name of the backend for tensors on a device type ("cpu", "cuda", ...).
 
@@ -70,6 +66,11 @@ def resolve(backend: str | None, device_type: str) -> str:
     raise RuntimeError(f"no backend runs on tensors on {device_type}")
 
 
+# A compiled graph keeps the backend that was chosen while tracing. This is all that torch.compiler's
+# assume_constant_result does, but calling it imports the compiler, which takes seconds.
+resolve._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 @contextmanager
 def use_backend(backend: str) -> Iterator[None]:
     """Within this block (and this thread or task), calls without a `backend` argument use this one.
@@ -91,14 +92,8 @@ def workspace_bytes() -> int:
 
     The environment variable CONTRASTILE_WORKSPACE_MB is read once, at the first use.
     """
-    global _workspace_bytes
     if _workspace_bytes is None:
-        text = os.environ.get("CONTRASTILE_WORKSPACE_MB", str(DEFAULT_WORKSPACE_MB))
-        try:
-            mebibytes = float(text)
-        except ValueError:
-            raise ValueError(f"CONTRASTILE_WORKSPACE_MB is {text!r}: expected a number of MiB") from None
-        set_workspace(int(mebibytes * 2**20) if 0 < mebibytes < 2**40 else 0)
+        set_workspace(_workspace_of_environment())
     return cast(int, _workspace_bytes)
 
 
@@ -112,6 +107,17 @@ def set_workspace(size: int) -> None:
     if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
         raise ValueError(f"workspace is {size!r}: expected a positive number of bytes")
     _workspace_bytes = size
+
+
+def _workspace_of_environment() -> int:
+    text = os.environ.get("CONTRASTILE_WORKSPACE_MB", str(DEFAULT_WORKSPACE_MB))
+    try:
+        size = int(float(text) * 2**20)
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise ValueError(f"CONTRASTILE_WORKSPACE_MB is {text!r}: expected a positive number of MiB")
+    return size
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ NGRAM_LENGTHS = (2, 3, 4)
 def ngrams(caption: str) -> list[str]:
     """Words, pairs of neighbouring words and character n-grams of each word with its ends marked."""
     words = caption.split()
-    found = [f"<{word}>" for word in words] + [f"{a} {b}" for a, b in zip(words, words[1:], strict=False)]
+    found = [f"<{word}>" for word in words] + [f"{a} {b}" for a, b in pairwise(words)]
     for word in words:
         marked = f"<{word}>"
         found += [marked[i : i + n] for n in NGRAM_LENGTHS for i in range(len(marked) - n + 1)]

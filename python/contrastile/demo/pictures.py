@@ -30,6 +30,7 @@ LINE_STYLES = (("#0072B2", "o"), ("#D55E00", "s"), ("#000000", "^"))
 PIXELS = 72  # the grid that OpenMoji draws on
 QUERIES = 8
 IMAGES_SHOWN, CAPTIONS_SHOWN = 5, 3
+MARGINS = {"left": 0.02, "right": 0.91, "top": 0.94, "bottom": 0.07, "hspace": 0.12, "wspace": 0.12}
 
 
 def draw_curves(path: Path, results: Sequence[Result], held_out: int) -> None:
@@ -37,20 +38,20 @@ def draw_curves(path: Path, results: Sequence[Result], held_out: int) -> None:
     titles = {
         1: f"InfoNCE of {held_out} training pairs",
         2: f"InfoNCE of the {held_out} held-out pairs",
-        3: "held-out recall@10, mean of both directions",
+        3: "held-out recall@10 in %, mean of both directions",
     }
     figure, axes = plt.subplots(1, len(titles), figsize=(13, 4.2))
     for axis, (column, title) in zip(axes, titles.items(), strict=True):
         for (colour, marker), (method, runs) in zip(LINE_STYLES, by_method(results).items(), strict=False):
             curves = np.array([run.curve for run in runs])  # (seeds, checks, 4)
-            epochs, values = curves[0, :, 0], curves[:, :, column]
+            epochs, values = curves[0, :, 0], curves[:, :, column] * (100 if column == 3 else 1)
             axis.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
             axis.plot(epochs, values.mean(0), color=colour, marker=marker, markersize=4, label=method.name)
         axis.set_title(title, fontsize=10, loc="left")
         axis.set_xlabel("epochs")
         axis.grid(True, alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    chance = 10 / held_out
+    chance = 1000 / held_out
     axes[2].axhline(chance, color=GREY, linestyle=":")
     axes[2].annotate("chance", (0, chance), xytext=(2, 3), textcoords="offset points", color=GREY, fontsize=8)
     axes[2].set_ylim(bottom=0)
@@ -81,15 +82,15 @@ def draw_examples(path: Path, model: TwoTowers, dataset: Dataset, pairs: EmojiPa
     rows = list(first_of_family.values())
     chosen = torch.tensor([rows[len(rows) * i // QUERIES] for i in range(QUERIES)])
 
-    figure = plt.figure(figsize=(14, 0.95 * QUERIES + 1.2))
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1))
+    figure = plt.figure(figsize=(14, 0.95 * QUERIES + 1.3))
+    left, right = figure.subfigures(1, 2, width_ratios=(1.35, 1))
     _draw_image_grid(left, _retrieve(captions, images, chosen, dataset.held_out), pairs)
     _draw_caption_grid(right, _retrieve(images, captions, chosen, dataset.held_out), pairs)
     about = (
-        f"Encoders trained with the {trained_with}. Candidates: {len(captions)} pairs of {len(rows)} emoji families "
-        f"that were not trained on; the queries are evenly spaced over these families."
+        f"Encoders trained with the {trained_with}. Candidates: all {len(captions)} pairs of the {len(rows)} emoji "
+        "families that were not trained on. Queries: evenly spaced over these families."
     )
-    figure.text(0.01, 0.012, f"{about}\n{CREDIT}", fontsize=8, color=GREY)
+    figure.text(0.01, 0.012, f"{about}\n{CREDIT}", fontsize=8, color=GREY, linespacing=1.5)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
@@ -102,36 +103,36 @@ def _retrieve(x: Tensor, y: Tensor, chosen: Tensor, positions: Tensor) -> Retrie
 
 def _draw_image_grid(figure: Any, found: Retrieval, pairs: EmojiPairs) -> None:
     shape = (len(found.queries), IMAGES_SHOWN + 2)
-    axes = figure.subplots(*shape, gridspec_kw={"width_ratios": [2.6, *[1] * (IMAGES_SHOWN + 1)]})
-    figure.subplots_adjust(left=0.01, right=0.97, top=0.88, bottom=0.09, hspace=0.12, wspace=0.12)
+    axes = figure.subplots(*shape, gridspec_kw={"width_ratios": [2.6, *[1] * (IMAGES_SHOWN + 1)], **MARGINS})
     for line, query, best, rank in zip(axes, found.queries, found.best, found.ranks, strict=True):
         line[0].axis("off")
-        line[0].text(0.95, 0.5, textwrap.fill(pairs.captions[query], 24), ha="right", va="center", fontsize=9)
-        for axis, shown in zip(line[1:-1], best, strict=True):
+        line[0].text(0.95, 0.5, textwrap.fill(pairs.captions[query], 26), ha="right", va="center", fontsize=9)
+        for axis, shown in zip(line[1:], [*best, query], strict=True):
             _show(axis, pairs, shown, framed=shown == query)
-        _show(line[-1], pairs, query, framed=True)
-        line[-1].set_ylabel(f"rank {rank}", fontsize=8, color=GREEN, labelpad=2)
-    axes[0, 0].set_title("caption", fontsize=10, loc="right")
-    axes[0, 1].set_title("images retrieved first", fontsize=10, loc="left")
-    axes[0, -1].set_title("right one", fontsize=10, color=GREEN)
+        right = line[-1]
+        right.text(1.1, 0.5, f"rank {rank}", color=GREEN, fontsize=9, va="center", transform=right.transAxes)
+    _head(figure, axes[0, 1], f"{IMAGES_SHOWN} images retrieved first for the caption")
+    _head(figure, axes[0, -1], "the right one", color=GREEN)
 
 
 def _draw_caption_grid(figure: Any, found: Retrieval, pairs: EmojiPairs) -> None:
-    axes = figure.subplots(len(found.queries), 2, gridspec_kw={"width_ratios": [1, 6]})
-    figure.subplots_adjust(left=0.03, right=0.99, top=0.88, bottom=0.09, hspace=0.12, wspace=0.05)
+    axes = figure.subplots(len(found.queries), 2, gridspec_kw={"width_ratios": [1, 6], **MARGINS})
     for line, query, best, rank in zip(axes, found.queries, found.best, found.ranks, strict=True):
         _show(line[0], pairs, query, framed=False)
         line[1].axis("off")
-        listed = [*enumerate(best[:CAPTIONS_SHOWN], start=1)]
+        listed = list(enumerate(best[:CAPTIONS_SHOWN], start=1))
         if rank > CAPTIONS_SHOWN:
             listed.append((rank, query))
-        for height, (number, shown) in enumerate(listed):
-            caption = textwrap.shorten(pairs.captions[shown], 64, placeholder=" ...")
+        for place, (number, shown) in enumerate(listed):
+            caption = textwrap.shorten(pairs.captions[shown], 56, placeholder=" ...")
             style = {"color": GREEN, "fontweight": "bold"} if shown == query else {"color": BLACK}
-            line[1].text(0.06, 0.9 - 0.27 * height, f"{number}", ha="right", va="center", fontsize=9, **style)
-            line[1].text(0.08, 0.9 - 0.27 * height, caption, va="center", fontsize=9, **style)
-    axes[0, 0].set_title("image", fontsize=10)
-    axes[0, 1].set_title("rank and caption; the right one in green", fontsize=10, loc="left")
+            line[1].text(0.07, 0.9 - 0.27 * place, str(number), ha="right", va="center", fontsize=9, **style)
+            line[1].text(0.09, 0.9 - 0.27 * place, caption, va="center", fontsize=9, **style)
+    _head(figure, axes[0, 1], "captions retrieved for the image by rank, the right one in green")
+
+
+def _head(figure: Any, axis: Any, text: str, color: str = BLACK) -> None:
+    figure.text(axis.get_position().x0, 0.955, text, fontsize=10, color=color)
 
 
 def _show(axis: Any, pairs: EmojiPairs, position: int, *, framed: bool) -> None:

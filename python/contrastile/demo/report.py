@@ -38,8 +38,8 @@ def print_training(console: Console, results: Sequence[Result], held_out: int) -
     seeds = len(results) // len(runs_of)
     at = "/".join(map(str, RECALL_AT))
 
-    quality = _table("Retrieval of held-out pairs", "trained with", f"image->text @{at}", f"text->image @{at}",
-                     "R@10 by seed", "InfoNCE", "InfoNCE, trained on")  # fmt: skip
+    headings = (f"image->text R@{at}", f"text->image R@{at}", "R@10 by seed", "InfoNCE", "on training set")
+    quality = _table("Retrieval of held-out pairs", "trained with", *headings)
     for method, runs in runs_of.items():
         held = [run.held_out for run in runs]
         quality.add_row(
@@ -54,9 +54,9 @@ def print_training(console: Console, results: Sequence[Result], held_out: int) -
     quality.add_row("chance", chance, chance, f"{1000 / held_out:.1f}", style="dim")
     console.print(
         quality,
-        f"Recall in %: queries whose own partner is among the first 1, 5, 10 of all {held_out} held-out candidates, "
-        f"variants included; mean of {seeds} seed(s). R@10 by seed: mean of both directions. "
-        "InfoNCE: over all pairs held out, and over all trained on, whatever the run was trained with.\n",
+        f"R@k: % of queries whose own partner is among the first k of all {held_out} held-out candidates, variants of\n"
+        f"the same emoji included; mean of {seeds} seed(s). R@10 by seed: mean of both directions. InfoNCE: among all\n"
+        "held-out pairs, and among all training pairs, whatever the run was trained with.\n",
     )
 
     cost = _table("Cost", "trained with", "steps", "ms a step", "of which loss", "s a run", "peak MiB")
@@ -72,7 +72,7 @@ def print_training(console: Console, results: Sequence[Result], held_out: int) -
     notes = {run.memory_note for run in results if run.memory_note}
     console.print(
         cost,
-        "ms: medians; loss: its forward and backward, encoders excluded. peak MiB: what the process grows by in a "
+        "ms: medians; loss: its forward and backward without the encoders'. peak MiB: growth of the process during a\n"
         f"run, encoders and optimiser included. {' '.join(notes)}\n",
     )
 
@@ -91,8 +91,8 @@ def print_losses_alone(console: Console, rows: Sequence[Row]) -> None:
     case = rows[0].case
     console.print(
         table,
-        f"Seconds, and MiB beyond inputs and gradients; {case.dim} features, {case.threads} threads, {case.dtype}, each "
-        "in a fresh process. Gamma with given weights: one sweep.\n",
+        f"{case.dim} features, {case.threads} thread(s), {case.dtype}, each case in a fresh process; MiB beyond inputs "
+        "and\ngradients. The gamma loss with given weights, hence one sweep.\n",
     )
 
 
@@ -113,7 +113,7 @@ def mean_recall(quality: Quality, k: int = 10) -> float:
 
 def _table(title: str, first: str, *others: str) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column(first)
+    table.add_column(first, no_wrap=True)
     for heading in others:
         table.add_column(heading, justify="right")
     return table
@@ -121,7 +121,7 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 def _recalls(recalls: Sequence[dict[int, float]]) -> str:
     """Means over seeds, in %."""
-    return " / ".join(f"{100 * mean(recall[k] for recall in recalls):.1f}" for k in RECALL_AT)
+    return "/".join(f"{100 * mean(recall[k] for recall in recalls):.1f}" for k in RECALL_AT)
 
 
 def _alone(row: Row) -> str:
