@@ -29,7 +29,8 @@ def main(argv: Sequence[str]) -> int:
         rows, promises = findings.rows, findings.promises
         report.CONSOLE.print(report.promise_table(promises))
     else:
-        rows, promises = run_cases(_cases(options), repeats=options.repeats, on_row=report.print_row), []
+        rows = run_cases(_cases(options), repeats=options.repeats, limit_seconds=options.limit, on_row=report.print_row)
+        promises = []
         report.CONSOLE.print(report.row_table(rows), *report.notes(rows), sep="\n")
 
     if options.out:
@@ -68,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, default="float32")
     add("--threads", type=int, default=2)
     add("--repeats", type=int, default=5, help="repetitions whose median is reported (default 5)")
+    add("--limit", type=float, default=300.0, help="seconds after which a case is given up (default 300)")
     add("--out", type=Path, help="results file; a run of the same command in it is replaced")
     add("--plot", type=Path, help="picture of time and memory against N, PNG")
     add("--must-reach", action="store_true", help="measure and judge the package's performance promises (half an hour)")

@@ -224,6 +224,17 @@ def test_a_non_finite_entry_never_gives_a_finite_loss(backend, loss, where, valu
 
 
 @pytest.mark.parametrize("backend", BACKENDS_HERE)
+def test_an_infinite_positive_logit_has_no_loss_like_in_cross_entropy(backend):
+    x = -X.abs()
+    x[4] *= -1
+    y = changed(Y, 4, math.inf)  # plus infinity for its own row, minus infinity for the others
+    ours = ct.info_nce(x, y, 4.0, symmetric=False, reduction="none", backend=backend)
+    expected = torch.nn.functional.cross_entropy(4 * x @ y.T, torch.arange(9), reduction="none")
+    assert expected.isnan().tolist() == [i == 4 for i in range(9)]
+    torch.testing.assert_close(ours, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
 def test_nan_log_weights_give_nan_in_their_row(backend):
     losses = gamma(log_u=changed(LOG_U, 4, math.nan), reduction="none", backend=backend).loss
     assert losses.isnan().tolist() == [i == 4 for i in range(9)]

@@ -110,8 +110,7 @@ def test_lagged_takes_the_batchs_log_z_for_new_samples_only():
     torch.testing.assert_close(loss(x, y, index), expected)
 
 
-@pytest.mark.parametrize("draws", ["mean", "gamma"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("mode", "draws"), [("mixed", "mean"), ("mixed", "gamma"), ("lagged", "mean")])
 def test_value_is_a_bound_of_what_eval_mode_gives(mode, draws):
     loss = loss_of(mode, draws=draws)
     for seed in range(4):

@@ -91,7 +91,7 @@ class Sweep {
   }
 
   void gradient(const GivenWeights<Real>& weights, const PairGrads<Real>& grads, bool row_stats, bool col_stats) {
-    towards_candidates_ = candidate_gradient(grads) != nullptr;
+    begin_gradient(grads);
     for (const Window& window : windows_) {
       open(window);
       score_and_weigh(weights, grads, row_stats, col_stats);
@@ -100,7 +100,7 @@ class Sweep {
   }
 
   void softmax_gradient(bool columns, const PairGrads<Real>& grads) {
-    towards_candidates_ = candidate_gradient(grads) != nullptr;
+    begin_gradient(grads);
     SoftmaxWeights<Real> softmax(rows_, columns ? cols_ : 0, problem_.positives, triangle_);
     if (!columns && !triangle_ && plan_.chunk_cols == cols_) {  // a row's normaliser is known within its strip
       for (const Window& window : windows_) {
@@ -157,6 +157,22 @@ class Sweep {
 
   // ---- phases
   // --------------------------------------------------------------------------------------
+
+  void begin_gradient(const PairGrads<Real>& grads) {
+    towards_candidates_ = candidate_gradient(grads) != nullptr;
+    set_to_zero(grads.dx, rows_);
+    set_to_zero(grads.dy, cols_);
+  }
+
+  // By this team: a framework's own parallel fill would leave its threads spinning beside ours.
+  void set_to_zero(Real* gradient, std::int64_t rows) {
+    if (!gradient) return;
+    constexpr std::int64_t rows_per_unit = 256;
+    team_.for_each(ceil_div(rows, rows_per_unit), [&](std::int64_t unit, int) {
+      const std::int64_t first = unit * rows_per_unit;
+      std::fill_n(gradient + first * depth_, std::min(rows_per_unit, rows - first) * depth_, Real(0));
+    });
+  }
 
   void open(const Window& window) {
     grid_.open(window, scores_);

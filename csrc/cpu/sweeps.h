@@ -45,8 +45,7 @@ struct GivenWeights {
   WeightFunction function;
 };
 
-// dx and dy are added to: the caller hands over zeros. The others are
-// overwritten. Null: not asked for.
+// All overwritten. Null: not asked for.
 template <class Real>
 struct PairGrads {
   Real* dx;          // (N, D)

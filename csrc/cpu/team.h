@@ -44,33 +44,13 @@ class Team {
     busy_.store(int(helpers_.size()), std::memory_order_relaxed);
     start_phase();
     take_units(0);
-    for (int busy; (busy = busy_.load(std::memory_order_acquire)) != 0;) wait_for_change(busy_, busy);
+    for (int busy; (busy = busy_.load(std::memory_order_acquire)) != 0;) busy_.wait(busy, std::memory_order_acquire);
   }
 
  private:
   void start_phase() {
     phase_.fetch_add(1, std::memory_order_release);
     phase_.notify_all();
-  }
-
-  // Phases of a small problem last tens of microseconds, about what the kernel
-  // takes to wake a thread.
-  template <class Value>
-  static void wait_for_change(const std::atomic<Value>& atomic, Value old) {
-    constexpr int spins = 2000;
-    for (int spin = 0; spin < spins; ++spin) {
-      if (atomic.load(std::memory_order_acquire) != old) return;
-      pause();
-    }
-    atomic.wait(old, std::memory_order_acquire);
-  }
-
-  static void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
   }
 
   void take_units(int thread) {
@@ -80,7 +60,7 @@ class Team {
 
   void help(int thread) {
     for (std::uint32_t seen = 0;;) {
-      wait_for_change(phase_, seen);
+      phase_.wait(seen, std::memory_order_acquire);
       ++seen;
       if (!work_) return;
       take_units(thread);

@@ -19,16 +19,16 @@ template <class Real>
 class Workspace {
  public:
   explicit Workspace(std::int64_t elements) {
-    // Huge pages: a 64 MiB buffer otherwise costs 16,384 page faults in every
-    // call.
+    // Huge pages: a 64 MiB buffer otherwise costs 16,384 page faults in every call. Small buffers come
+    // from the heap, which hands out the same pages again.
     constexpr std::int64_t huge_page = std::int64_t(1) << 21;
+    constexpr std::int64_t large = 8 * huge_page;
     const std::int64_t bytes = elements * std::int64_t(sizeof(Real));
-    const std::int64_t alignment = bytes >= huge_page ? huge_page : 64;
-    const std::int64_t padded = round_up(bytes, 64);
-    memory_.reset(static_cast<Real*>(std::aligned_alloc(alignment, round_up(padded, alignment))));
+    const std::int64_t alignment = bytes >= large ? huge_page : 64;
+    memory_.reset(static_cast<Real*>(std::aligned_alloc(alignment, round_up(bytes, alignment))));
     if (!memory_) throw std::bad_alloc();
 #if defined(__linux__)
-    if (bytes >= huge_page) madvise(memory_.get(), bytes, MADV_HUGEPAGE);
+    if (bytes >= large) madvise(memory_.get(), bytes, MADV_HUGEPAGE);
 #endif
     next_ = memory_.get();
   }

@@ -139,7 +139,7 @@ def row_factor(inputs: PairInputs, reduction: str, both_directions: bool) -> flo
 
 def row_gains(inputs: PairInputs, upstream: Tensor, reduction: str, both_directions: bool) -> Tensor:
     """Gradient of the objective in each row's unweighted loss, (N,)."""
-    return (upstream * row_factor(inputs, reduction, both_directions)).expand(inputs.x.shape[0])
+    return (upstream * row_factor(inputs, reduction, both_directions)).expand(inputs.x.shape[0]).contiguous()
 
 
 # InfoNCE, and NT-Xent where y is None
@@ -270,7 +270,7 @@ def log_normalizers_backward(
     col_gain: Tensor | None,
     form: Former,
 ) -> Gradients:
-    """None where nothing depends on a direction."""
+    """A gain is None where nothing depends on that direction."""
     row_gain = torch.zeros_like(stats.row_max) if row_gain is None else row_gain
     return form(normalizer_weights(stats, inputs.positives, exp(log_multiplier), row_gain, col_gain))
 

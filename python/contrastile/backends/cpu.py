@@ -52,8 +52,8 @@ def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, need
     stats = call.new_stats(columns=columns, ranks=False) if needs.stats or not given else None
     n, m, d = problem.rows, problem.cols, problem.anchors.shape[1]
     grads = PairGrads(
-        dx=call.zeros(n, d) if needs.dx else None,
-        dy=call.zeros(m, d) if needs.dy and not problem.self_similarity else None,
+        dx=call.empty(n, d) if needs.dx else None,
+        dy=call.empty(m, d) if needs.dy and not problem.self_similarity else None,
         row_moment=call.empty(n) if needs.moment else None,
         row_mass=call.empty(n) if isinstance(weights, GivenWeights) and weights.row_shift is not None else None,
         col_mass=call.empty(m) if isinstance(weights, GivenWeights) and weights.col_shift is not None else None,
@@ -92,9 +92,6 @@ class _Call:
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self._dtype)
-
-    def zeros(self, *shape: int) -> Tensor:
-        return torch.zeros(shape, dtype=self._dtype)
 
     def new_stats(self, *, columns: bool, ranks: bool) -> PairStats:
         n, m = self._problem.rows, self._problem.cols

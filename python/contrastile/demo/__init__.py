@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-SEEDS, EPOCHS = 2, 20
+SEEDS, EPOCHS = 2, 16
 
 
 def main(argv: Sequence[str]) -> int:

@@ -24,7 +24,7 @@ import resvg_py
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 IMAGE_SIZE = 32
 HELD_OUT_FRACTION = 0.2

@@ -56,14 +56,14 @@ class ImageEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    def __init__(self, width: int = 256, dim: int = EMBEDDING_DIM) -> None:
+    def __init__(self, width: int = 128, hidden: int = 256, dim: int = EMBEDDING_DIM) -> None:
         super().__init__()
-        self.embed = nn.EmbeddingBag(VOCABULARY, width, mode="mean", padding_idx=0)
-        nn.init.normal_(self.embed.weight, std=0.1)
-        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, dim))
+        self.ngrams = nn.EmbeddingBag(VOCABULARY, width, mode="mean", padding_idx=0)
+        nn.init.normal_(self.ngrams.weight, std=0.1)
+        self.layers = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, dim))
 
     def forward(self, tokens: Tensor) -> Tensor:  # (B, L) int64 -> (B, dim) unit rows
-        return F.normalize(self.head(self.embed(tokens)), dim=1)
+        return F.normalize(self.layers(self.ngrams(tokens)), dim=1)
 
 
 class TwoTowers(nn.Module):

@@ -83,7 +83,8 @@ def draw_examples(path: Path, model: TwoTowers, dataset: Dataset, pairs: EmojiPa
     chosen = torch.tensor([rows[len(rows) * i // QUERIES] for i in range(QUERIES)])
 
     figure = plt.figure(figsize=(14, 0.95 * QUERIES + 1.3))
-    left, right = figure.subfigures(1, 2, width_ratios=(1.35, 1))
+    panels: Any = figure.subfigures(1, 2, width_ratios=(1.35, 1))
+    left, right = panels
     _draw_image_grid(left, _retrieve(captions, images, chosen, dataset.held_out), pairs)
     _draw_caption_grid(right, _retrieve(images, captions, chosen, dataset.held_out), pairs)
     about = (

@@ -22,6 +22,7 @@ WEIGHT_DECAY = 0.05
 WARM_UP_SHARE = 0.1  # of the steps
 LARGEST_SHIFT = 3  # pixels
 NGRAM_DROPOUT = 0.3
+GAMMA_SHAPE = 4.0  # over few epochs the noise of draws of shape 1 costs more than it teaches
 CHECKS = 10  # points of the training curves
 CHUNK = 128  # images encoded at a time where no gradient is wanted: less memory than a training step
 RECALL_AT = (1, 5, 10)
@@ -95,7 +96,7 @@ def train(
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     memory = PeakMemory()
-    model = TwoTowers(method.init_scale).to(memory_format=torch.channels_last)
+    model = TwoTowers(method.init_scale)
     loss_of = make_loss(method, len(dataset.train))
     optimizer = torch.optim.AdamW(parameter_groups(model), lr=method.learning_rate, fused=True)
     steps = steps_of(dataset, method, epochs)
@@ -113,7 +114,7 @@ def train(
         # The loss alone is timed: it ends at leaves, and the encoders' backward starts from their gradients.
         x_leaf, y_leaf = x.detach().requires_grad_(), y.detach().requires_grad_()
         loss_begin = time.perf_counter()
-        loss_of(x_leaf, y_leaf, index, model.scale).backward()
+        torch.autograd.backward(loss_of(x_leaf, y_leaf, index, model.scale))
         loss_times.append(time.perf_counter() - loss_begin)
         torch.autograd.backward([x, y], [x_leaf.grad, y_leaf.grad])
         optimizer.step()
@@ -149,7 +150,7 @@ def steps_of(dataset: Dataset, method: Method, epochs: int) -> int:
 
 def make_loss(method: Method, num_samples: int) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     if method.loss == "gamma":
-        return GammaContrastiveLoss(num_samples)
+        return GammaContrastiveLoss(num_samples, shape=GAMMA_SHAPE)
     return lambda x, y, index, scale: ct.info_nce(x, y, scale)
 
 
@@ -168,7 +169,7 @@ def shuffled_batches(count: int, batch_size: int, epochs: int, generator: torch.
     """Positions 0 .. count - 1 in a new order each epoch; the incomplete last batch is left out."""
     for _ in range(epochs):
         order = torch.randperm(count, generator=generator)
-        yield from order[: count - count % batch_size].split(batch_size)
+        yield from torch.split(order[: count - count % batch_size], batch_size)
 
 
 def shifted(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -189,7 +190,7 @@ def dropped(tokens: Tensor, generator: torch.Generator) -> Tensor:
 @torch.no_grad()
 def embed(model: TwoTowers, dataset: Dataset, which: Tensor) -> tuple[Tensor, Tensor]:
     """Unit rows of images and captions, (len(which), EMBEDDING_DIM) each."""
-    images = torch.cat([model.image(dataset.images[part]) for part in which.split(CHUNK)])
+    images = torch.cat([model.image(dataset.images[part]) for part in torch.split(which, CHUNK)])
     return images, model.text(dataset.tokens[which])
 
 

@@ -26,12 +26,13 @@ class GammaContrastiveLoss(nn.Module):
 
         L_i = -s_pos + g_i sum_j phi(s_ij - log Z_i) - log g_i + log Z_i - 1,      g_i ~ Gamma(shape) / shape
 
-    where each negative of the batch counts (virtual_batch - 1) / (B - 1) times: an upper bound of the InfoNCE loss
-    with that many samples, tight at the right log Z_i (see `gamma_contrastive`). After Chen et al., "Why do we need
-    large batchsizes in contrastive learning?", NeurIPS 2022; memory, modes, cap and multiplier are derived here.
+    where each negative of the batch counts (virtual_batch - 1) / (B - 1) times. An upper bound of InfoNCE with that
+    multiplier, tight at the batch's own log Z_i: for any g_i without the cap, on average over g_i with it (phi and cap
+    as in `gamma_contrastive`). After Chen et al., "Why do we need large batchsizes in contrastive learning?", NeurIPS
+    2022; memory, modes, cap and multiplier are derived here.
 
     mode="mixed" moves the memory towards the batch first and takes log Z from there: 4 products in both directions,
-    and no negative weighs more than 1 / update_rate. mode="lagged" takes log Z as the memory had it, which may be
+    and no weight is above 1 / update_rate before the draw. mode="lagged" takes log Z as the memory had it, which may be
     an epoch old: 3 products, and only the cap keeps it stable. A sample's first visit takes the batch's own log Z,
     which costs "lagged" a fourth product: on a CPU in batches with such a sample, elsewhere always, as asking
     would wait for the device.
