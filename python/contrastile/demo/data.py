@@ -24,7 +24,7 @@ import resvg_py
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 IMAGE_SIZE = 32
 HELD_OUT_FRACTION = 0.2
@@ -62,9 +62,7 @@ class EmojiPairs:
     families: list[str]
     images: Tensor  # (n, 3, IMAGE_SIZE, IMAGE_SIZE) uint8
     held_out: Tensor  # (n,) bool
-
-    def __len__(self) -> int:
-        return len(self.captions)
+    rendered: int  # emoji, before those with one drawing were reduced to the first
 
 
 def caption_of(character: str) -> str:
@@ -135,7 +133,7 @@ def load_pairs(cache_folder: Path, *, keep_one_in: int = 1) -> EmojiPairs:
         unfinished.replace(cache)
     # Some variants share one drawing (cook and man cook): no caption of it could be told from the other.
     distinct = np.sort(np.unique(images, axis=0, return_index=True)[1])
-    images, found = images[distinct], [found[i] for i in distinct]
+    rendered, images, found = len(found), images[distinct], [found[i] for i in distinct]
     families = [family_of(character) for character, _ in found]
     return EmojiPairs(
         drawings=[path for _, path in found],
@@ -143,4 +141,5 @@ def load_pairs(cache_folder: Path, *, keep_one_in: int = 1) -> EmojiPairs:
         families=families,
         images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
         held_out=torch.tensor([is_held_out(family) for family in families]),
+        rendered=rendered,
     )
