@@ -106,7 +106,7 @@ class PairGrads:
     """Results of pair_grad, in the accumulation dtype; None where not asked for.
 
     With self_similarity, dx is the whole gradient of the embeddings and dy is None; row_moment is then
-    meaningful only as a sum over rows.
+    meaningful only as a sum over rows, half of sum_ij C_ij s_ij.
     """
 
     dx: Tensor | None  # (N, D)  scale_i * sum_j C_ij y_j

@@ -48,8 +48,8 @@ def run(out: Path, seeds: int, epochs: int, *, quick: bool, with_table: bool) ->
     dataset = Dataset.of(pairs)
     families, trained_on, held_out = len(set(pairs.families)), len(dataset.train), len(dataset.held_out)
     console.print(
-        f"{pairs.rendered} emoji with {len(pairs.captions)} distinct drawings, in {families} families; {trained_on} pairs "
-        f"to train on, {held_out} held out,\nno family in both. {CREDIT}.\n"
+        f"{pairs.rendered} emoji with {len(pairs.captions)} distinct drawings, in {families} families; {trained_on} "
+        f"pairs to train on, {held_out} held out,\nno family in both. {CREDIT}.\n"
     )
     models, results = train_all(dataset, methods, seeds, epochs)
     report.print_training(console, results, held_out)
