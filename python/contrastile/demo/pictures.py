@@ -6,7 +6,7 @@ Colours are Okabe and Ito's, told apart by the colour-blind; what a colour says 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import contrastile as ct
 from contrastile.demo.data import CREDIT, EmojiPairs, render
 from contrastile.demo.models import TwoTowers
 from contrastile.demo.report import by_method
-from contrastile.demo.train import Dataset, Result, embed
+from contrastile.demo.train import Dataset, Point, Result, embed
 
 matplotlib.use("Agg")
 
@@ -35,16 +35,16 @@ MARGINS = {"left": 0.02, "right": 0.91, "top": 0.94, "bottom": 0.07, "hspace": 0
 
 def draw_curves(path: Path, results: Sequence[Result], held_out: int) -> None:
     """InfoNCE of equally many training and held-out pairs, and held-out recall, against epochs."""
-    titles = {
-        1: f"InfoNCE of {held_out} training pairs",
-        2: f"InfoNCE of the {held_out} held-out pairs",
-        3: "held-out recall@10 in %, mean of both directions",
+    panels: dict[str, Callable[[Point], float]] = {
+        f"InfoNCE among {held_out} training pairs": lambda point: point.train_sample.info_nce,
+        f"InfoNCE among the {held_out} held-out pairs, best temperature": lambda point: point.held_out.info_nce_refit,
+        "held-out recall@10 in %, mean of both directions": lambda point: 100 * point.held_out.recall(10),
     }
-    figure, axes = plt.subplots(1, len(titles), figsize=(13, 4.2))
-    for axis, (column, title) in zip(axes, titles.items(), strict=True):
+    figure, axes = plt.subplots(1, len(panels), figsize=(14, 4.2))
+    for axis, (title, value) in zip(axes, panels.items(), strict=True):
         for (colour, marker), (method, runs) in zip(LINE_STYLES, by_method(results).items(), strict=False):
-            curves = np.array([run.curve for run in runs])  # (seeds, checks, 4)
-            epochs, values = curves[0, :, 0], curves[:, :, column] * (100 if column == 3 else 1)
+            epochs = [point.epochs for point in runs[0].curve]
+            values = np.array([[value(point) for point in run.curve] for run in runs])  # (seeds, checks)
             axis.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
             axis.plot(epochs, values.mean(0), color=colour, marker=marker, markersize=4, label=method.name)
         axis.set_title(title, fontsize=10, loc="left")

