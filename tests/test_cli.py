@@ -38,6 +38,7 @@ def test_unknown_command_exits_with_2_and_the_list_of_commands(arguments, capsys
     assert "{demo,bench,doctor}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_module_runs_from_the_shell():
     done = subprocess.run([sys.executable, "-m", "contrastile", "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -51,6 +52,7 @@ def test_subcommand_explains_its_options(command, capsys):
     assert "--out" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_package_imports_without_the_packages_of_demo_and_benchmark():
     script = """
 import sys

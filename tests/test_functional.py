@@ -205,9 +205,8 @@ def test_nan_reaches_exactly_what_it_affects(backend, symmetric, where):
 def test_nan_is_never_capped_away(backend, cap):
     inputs = inputs_of(Shape(65, 65, 48))
     inputs["x"][17, 5] = math.nan
-    output = ct.gamma_contrastive(
-        **inputs, log_u=torch.zeros(65), log_v=torch.zeros(65), cap=cap, reduction="none", backend=backend
-    )
+    weights = {"log_u": torch.zeros(65), "log_v": torch.zeros(65)}
+    output = ct.gamma_contrastive(**inputs, **weights, cap=cap, reduction="none", backend=backend)
     assert output.loss.isnan().all()  # every column meets row 17
     assert output.row_lse.isnan().equal(torch.arange(65) == 17)
     assert output.col_lse.isnan().all()

@@ -221,16 +221,16 @@ class Case {
 
   PairGrads<Real> make_grads(GradBuffers& b, const DenseWeights& weights, bool masses) {
     const Real nan = std::numeric_limits<Real>::quiet_NaN();
-    const auto optional = [&](std::vector<Real>& buffer, bool wanted, std::int64_t size, Real value) -> Real* {
+    const auto optional = [&](std::vector<Real>& buffer, bool wanted, std::int64_t size) -> Real* {
       if (!wanted) return nullptr;
-      buffer.assign(size, value);
+      buffer.assign(size, nan);
       return buffer.data();
     };
-    return {optional(b.dx, mirrored_ || random_.chance(0.8), p_.rows * p_.depth, 0),
-            optional(b.dy, !mirrored_ && random_.chance(0.8), p_.cols * p_.depth, 0),
-            optional(b.moment, random_.chance(0.5), p_.rows, nan),
-            optional(b.row_mass, masses && !weights.row.shift.empty(), p_.rows, nan),
-            optional(b.col_mass, masses && !mirrored_ && !weights.col.shift.empty(), p_.cols, nan)};
+    return {optional(b.dx, mirrored_ || random_.chance(0.8), p_.rows * p_.depth),
+            optional(b.dy, !mirrored_ && random_.chance(0.8), p_.cols * p_.depth),
+            optional(b.moment, random_.chance(0.5), p_.rows),
+            optional(b.row_mass, masses && !weights.row.shift.empty(), p_.rows),
+            optional(b.col_mass, masses && !mirrored_ && !weights.col.shift.empty(), p_.cols)};
   }
 
   void check_grads(const GradBuffers& b, const DenseWeights& weights) {

@@ -1,8 +1,8 @@
 """Gamma draws that depend on nothing but a seed and a step, both tensors.
 
-A counter-based generator (SplitMix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA
-2014) in integer tensor operations: it has no hidden state, so a checkpoint resumes it exactly, it gives the same
-bits on every device, it never waits for a device, and it can be traced by torch.compile.
+A counter-based generator in integer tensor operations: it has no hidden state, so a checkpoint resumes it exactly; it
+gives the same bits on every device, never waits for one, and can be traced by torch.compile. Words are 32 bits in
+int64, and no product leaves int64: in the C++ that a compiler makes of this, a signed overflow would be undefined.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+WORD = 2**32 - 1
 UNIFORM_BITS = 23  # then k + 1/2 is exact in float32, and no uniform is 0 or 1
 # Marsaglia and Tsang reject less than one proposal in twenty for a shape of at least 1: eight in a row, once in 10^10.
 PROPOSALS = 8
@@ -44,12 +45,14 @@ class GammaDraws(nn.Module):
     @torch.no_grad()
     def forward(self, count: int) -> Tensor:
         """The draws of the next step, (count,), float32, above 0."""
-        key = _mixed(self.seed + _mixed(self.step))
+        low, high = self.seed & WORD, self.seed >> 32
+        key = _mixed((self.step & WORD) ^ low)  # differs from step to step
+        keys = key, key ^ high
         self.step.add_(1)
         if self.shape == 1:
-            return -_uniforms(key, 1, count)[0].log()
+            return -_uniforms(keys, 1, count)[0].log()
         # Marsaglia and Tsang, "A simple method for generating gamma variables", 2000, all proposals at once.
-        radius, angle, threshold = _uniforms(key, 3 * PROPOSALS, count).view(3, PROPOSALS, count)
+        radius, angle, threshold = _uniforms(keys, 3 * PROPOSALS, count).view(3, PROPOSALS, count)
         normal = (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
         d = self.shape - 1 / 3
         v = (1 + normal / math.sqrt(9 * d)) ** 3
@@ -59,24 +62,17 @@ class GammaDraws(nn.Module):
         return chosen * (d / self.shape)
 
 
-def _uniforms(key: Tensor, streams: int, count: int) -> Tensor:
-    """(streams, count), float32, in (0, 1)."""
-    counter = torch.arange(1, streams * count + 1, device=key.device).view(streams, count)
-    bits = _mixed(key + counter * _signed(0x9E3779B97F4A7C15))
-    return (_shifted(bits, 64 - UNIFORM_BITS).float() + 0.5) * 2.0**-UNIFORM_BITS
+def _uniforms(keys: tuple[Tensor, Tensor], streams: int, count: int) -> Tensor:
+    """(streams, count), float32, in (0, 1): the position is hashed under one key, and the result under the other."""
+    position = torch.arange(streams * count, device=keys[0].device).view(streams, count)
+    bits = _mixed(_mixed(position ^ keys[0]) ^ keys[1])
+    return ((bits >> (32 - UNIFORM_BITS)).float() + 0.5) * 2.0**-UNIFORM_BITS
 
 
 def _mixed(word: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64, whose products wrap."""
-    word = (word ^ _shifted(word, 30)) * _signed(0xBF58476D1CE4E5B9)
-    word = (word ^ _shifted(word, 27)) * _signed(0x94D049BB133111EB)
-    return word ^ _shifted(word, 31)
-
-
-def _shifted(word: Tensor, bits: int) -> Tensor:
-    """Right by `bits`, with zeros moving in."""
-    return word.bitwise_right_shift(bits).bitwise_and(2 ** (64 - bits) - 1)
-
-
-def _signed(constant: int) -> int:
-    return constant - 2**64 if constant >= 2**63 else constant
+    """Bijection of 32-bit words in which every bit moves every other: lowbias32 of C. Wellons' hash prospector."""
+    word = word ^ (word >> 16)
+    word = (word * 0x7FEB352D) & WORD
+    word = word ^ (word >> 15)
+    word = (word * (0x846CA68B - 2**32)) & WORD  # the same modulo 2^32, and small enough
+    return word ^ (word >> 16)

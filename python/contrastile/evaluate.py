@@ -31,7 +31,7 @@ def retrieval_ranks(
 
     Returns:
         (N,) int64, without gradient. Inner products are accumulated in float32, in float64 for float64 inputs.
-        A comparison with NaN counts as not larger.
+        A comparison with NaN counts as larger: a row whose positive is NaN has rank M.
 
     Raises:
         ValueError, TypeError, RuntimeError: as `info_nce` does.

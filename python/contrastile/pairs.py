@@ -62,7 +62,7 @@ class PairStats:
     col_max: Tensor | None  # (M,)
     col_sum: Tensor | None  # (M,)
     positive_logit: Tensor | None  # (N,)
-    row_rank: Tensor | None = None  # (N,) int64: negatives with a logit above the positive's
+    row_rank: Tensor | None = None  # (N,) int64: negatives not at most the positive (a NaN counts)
 
 
 @dataclass(frozen=True)

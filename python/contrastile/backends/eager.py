@@ -42,7 +42,7 @@ def pair_stats(problem: PairProblem, *, columns: bool = False, ranks: bool = Fal
             found.read_positives(logits, rows, cols)
             _exclude(logits, problem, rows, cols)
             if row_rank is not None and found.positive_logit is not None:
-                row_rank[rows] = (logits > found.positive_logit[rows, None]).sum(1)
+                row_rank[rows] = (~(logits <= found.positive_logit[rows, None])).sum(1)  # a NaN counts
             found.add(logits, spare, rows, cols)
     return found.result(row_rank)
 

@@ -51,9 +51,9 @@ def draw_curves(path: Path, results: Sequence[Result], held_out: int) -> None:
         axis.set_xlabel("epochs")
         axis.grid(True, alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    chance = 1000 / held_out
-    axes[2].axhline(chance, color=GREY, linestyle=":")
-    axes[2].annotate("chance", (0, chance), xytext=(2, 3), textcoords="offset points", color=GREY, fontsize=8)
+    axes[2].axhline(1000 / held_out, color=GREY, linestyle=":")
+    across = axes[2].get_yaxis_transform()
+    axes[2].text(0.99, 1000 / held_out, "chance", color=GREY, fontsize=8, ha="right", va="bottom", transform=across)
     axes[2].set_ylim(bottom=0)
     axes[0].legend(frameon=False, fontsize=9)
     seeds = len({run.seed for run in results})
