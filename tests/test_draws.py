@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
-from contrastile.draws import GammaDraws
+from contrastile.draws import GammaDraws, _mixed
 
 COUNT = 100_000
 
@@ -49,6 +50,38 @@ def test_seed_and_step_say_everything(shape):
     assert set(state) == {"seed", "step"}
 
 
+@pytest.mark.parametrize("lag", [(0, 1), (1, 0), (1, 1), (0, 32), (2, 0)], ids=str)
+def test_neighbouring_entries_and_steps_are_independent(lag):
+    """Chi-square over 16 x 16 cells of pairs (entry, entry lag further on), as a standard normal deviate."""
+    draws = GammaDraws(generator=torch.Generator().manual_seed(3))
+    cells = (torch.stack([-draws(64) for _ in range(4000)]).double().exp() * 16).long()
+    step, entry = lag
+    pairs = cells[step:, entry:] * 16 + cells[: len(cells) - step, : 64 - entry]
+    counts = torch.bincount(pairs.flatten(), minlength=256).double()
+    chi_square = ((counts - counts.mean()) ** 2 / counts.mean()).sum()
+    assert abs(chi_square - 255) / math.sqrt(2 * 255) < 4
+
+
+def test_hash_of_32_bit_words_stays_within_them_and_matches_its_definition():
+    def defined(word):
+        for shift, factor in ((17, 0xED5AD4BB), (11, 0xAC4C1B51), (15, 0x31848BAB)):
+            word = (word ^ (word >> shift)) * factor % 2**32
+        return word ^ (word >> 14)
+
+    words = torch.cat([torch.randint(2**32, (1000,)), torch.tensor([0, 1, 2**31, 2**32 - 1])])
+    assert _mixed(words).tolist() == [defined(word) for word in words.tolist()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [1.0, 2.0])
+def test_inductor_gives_the_same_draws_at_every_count(shape):
+    """A product of indices beyond int64, undefined in the generated C++, would end its loops early."""
+    plain, traced = (GammaDraws(shape, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    compiled = torch.compile(lambda like: traced(len(like)), fullgraph=True, dynamic=True)
+    for count in (8, 5, 12, 3):
+        torch.testing.assert_close(compiled(torch.empty(count)), plain(count), rtol=1e-5, atol=1e-6)
+
+
 def test_seed_comes_from_the_generator_or_else_from_torch():
     def seed(generator=None):
         return int(GammaDraws(generator=generator).seed)
@@ -60,6 +93,15 @@ def test_seed_comes_from_the_generator_or_else_from_torch():
     assert first != second
     torch.manual_seed(4)
     assert seed() == first
+
+
+def test_every_bit_of_the_seed_counts():
+    found = []
+    for seed in (5, 4, 5 + 2**32, 5 + 2**61):
+        draws = GammaDraws()
+        draws.seed.fill_(seed)
+        found.append(draws(64))
+    assert all(abs(torch.corrcoef(torch.stack([a, b]))[0, 1]) < 0.5 for a, b in itertools.combinations(found, 2))
 
 
 @pytest.mark.parametrize("shape", [0.0, 0.5, math.inf, math.nan])

@@ -70,9 +70,12 @@ def _uniforms(keys: tuple[Tensor, Tensor], streams: int, count: int) -> Tensor:
 
 
 def _mixed(word: Tensor) -> Tensor:
-    """Bijection of 32-bit words in which every bit moves every other: lowbias32 of C. Wellons' hash prospector."""
-    word = word ^ (word >> 16)
-    word = (word * 0x7FEB352D) & WORD
+    """Bijection of 32-bit words in which every bit moves every other: triple32 of C. Wellons' hash prospector."""
+    # Two factors lie above 2^31. Less 2^32 they are the same to the masked product, and small enough for int64.
+    word = word ^ (word >> 17)
+    word = (word * (0xED5AD4BB - 2**32)) & WORD
+    word = word ^ (word >> 11)
+    word = (word * (0xAC4C1B51 - 2**32)) & WORD
     word = word ^ (word >> 15)
-    word = (word * (0x846CA68B - 2**32)) & WORD  # the same modulo 2^32, and small enough
-    return word ^ (word >> 16)
+    word = (word * 0x31848BAB) & WORD
+    return word ^ (word >> 14)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def run(out: Path, seeds: int, epochs: int, *, quick: bool, with_table: bool) ->
         f"{pairs.rendered} emoji with {len(pairs.captions)} distinct drawings, in {families} families; {trained_on} "
         f"pairs to train on, {held_out} held out,\nno family in both. {CREDIT}.\n"
     )
-    models, results = train_all(dataset, methods, seeds, epochs)
+    with one_thread():
+        models, results = train_all(dataset, methods, seeds, epochs)
     report.print_training(console, results, held_out)
     pictures.draw_curves(out / "curves.png", results, held_out)
     shown = SHOWN_METHOD * seeds
@@ -66,6 +68,17 @@ def run(out: Path, seeds: int, epochs: int, *, quick: bool, with_table: bool) ->
     }  # fmt: skip
     report.write_results(out / "results.json", settings, results, rows)
     console.print(f"{out}/retrieved.png, {out}/curves.png, {out}/results.json; {settings['seconds']} s in all")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """A batch of 32 gains little from a second thread, and loses much where another program wants the core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def train_all(

@@ -72,8 +72,8 @@ def print_training(console: Console, results: Sequence[Result], held_out: int) -
     notes = {run.memory_note for run in results if run.memory_note}
     console.print(
         cost,
-        "ms: medians; loss: its forward and backward without the encoders'. peak MiB: growth of the process during a\n"
-        f"run, encoders and optimiser included. {' '.join(notes)}\n",
+        "One thread. ms: medians; loss: its forward and backward without the encoders'. peak MiB: growth of the\n"
+        f"process during a run, encoders and optimiser included. {' '.join(notes)}\n",
     )
 
 
