@@ -9,11 +9,11 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "cpu/isa.h"
 #include "cpu/sweeps.h"
+#include "cpu/team.h"
 
 namespace py = pybind11;
 using namespace contrastile::cpu;
@@ -93,9 +93,7 @@ void bind_sweeps(py::module_& module, const char* suffix) {
 
 double fma_peak(int threads, double seconds) {
   std::vector<double> rates(threads);
-  std::vector<std::thread> team;
-  for (double& rate : rates) team.emplace_back([&rate, seconds] { rate = isa().fma_rate(seconds); });
-  for (std::thread& member : team) member.join();
+  Team(threads).for_each(threads, [&](std::int64_t member, int) { rates[member] = isa().fma_rate(seconds); });
   double total = 0;
   for (const double rate : rates) total += rate;
   return total;

@@ -36,15 +36,10 @@ class Operands {
 
   void open(const Window& window, bool towards_candidates, Team& team) {
     window_ = window;
-    team.for_each(ceil_div(window.rows(), row_block_), [&](std::int64_t block, int) {
-      const std::int64_t rows = block_rows(block);
-      const std::int64_t padded = round_up(rows, kernels_.panel_rows);
-      for (std::int64_t k = 0; k < depth_; k += depth_block)
-        kernels_.pack_a_by_lines(from(anchors_, first_row(block), k), rows, std::min(depth_block, depth_ - k),
-                                 anchors_by_feature_ + block * by_feature_stride_ + padded * k);
-      if (towards_candidates)
-        kernels_.pack_b_by_columns(from(anchors_, first_row(block), 0), depth_, rows,
-                                   anchors_by_row_ + block * by_row_stride_);
+    const std::int64_t blocks = ceil_div(window.rows(), row_block_);
+    team.for_each(towards_candidates ? 2 * blocks : blocks, [&](std::int64_t unit, int) {
+      const std::int64_t block = unit % blocks;
+      unit < blocks ? pack_by_feature(block) : pack_by_row(block);
     });
   }
 
@@ -80,8 +75,8 @@ class Operands {
       const std::int64_t depth = std::min(depth_block, cols - first);
       kernels_.pack_a_by_lines(from({coefficients.values + first, coefficients.rows, coefficients.width}),
                                coefficients.rows, depth, packed_a_[thread]);
-      for (std::int64_t k = 0; k < depth_; k += depth_block) {
-        const std::int64_t features = std::min(depth_block, depth_ - k);
+      for (std::int64_t k = 0; k < depth_; k += feature_block) {
+        const std::int64_t features = std::min(feature_block, depth_ - k);
         kernels_.pack_b_by_columns(from(candidates_, col + first, k), features, depth, packed_b_[thread]);
         kernels_.multiply(coefficients.rows, features, depth, packed_a_[thread], packed_b_[thread], dx + k, depth_,
                           Accumulate::yes);
@@ -94,6 +89,18 @@ class Operands {
 
   std::int64_t first_row(std::int64_t block) const { return window_.row_begin + block * row_block_; }
   std::int64_t block_rows(std::int64_t block) const { return std::min(row_block_, window_.row_end - first_row(block)); }
+
+  void pack_by_feature(std::int64_t block) const {
+    const std::int64_t rows = block_rows(block), padded = round_up(rows, kernels_.panel_rows);
+    for (std::int64_t k = 0; k < depth_; k += depth_block)
+      kernels_.pack_a_by_lines(from(anchors_, first_row(block), k), rows, std::min(depth_block, depth_ - k),
+                               anchors_by_feature_ + block * by_feature_stride_ + padded * k);
+  }
+
+  void pack_by_row(std::int64_t block) const {
+    kernels_.pack_b_by_columns(from(anchors_, first_row(block), 0), depth_, block_rows(block),
+                               anchors_by_row_ + block * by_row_stride_);
+  }
 
   static Strided from(const EmbeddingView& view, std::int64_t row, std::int64_t k) {
     const std::int64_t bytes = view.is_16_bit() ? 2 : std::int64_t(sizeof(Real));

@@ -45,8 +45,9 @@ struct PlanRequest {
 // A tile of float logits and its packed copy stay in a second-level cache of
 // 512 KiB or more.
 inline constexpr std::int64_t most_tile_rows = 288;
-inline constexpr std::int64_t most_tile_cols = 384;
-inline constexpr std::int64_t most_grad_rows = 2 * most_tile_rows;
+inline constexpr std::int64_t most_tile_cols = depth_block;
+inline constexpr std::int64_t most_grad_rows = 1008;
+inline constexpr std::int64_t feature_block = 512;  // columns of dX that one unit adds to at a time
 inline constexpr std::int64_t min_strip_rows = 128;
 inline constexpr std::int64_t row_partials_per_tile = 4;   // maximum, sum, mass, moment
 inline constexpr std::int64_t col_vectors_per_thread = 5;  // maximum, sum, shift, gain, mass
@@ -62,7 +63,7 @@ inline std::int64_t packed_a_elements(const Plan& plan) {
                   round_up(plan.grad_rows, most_panel_rows) * depth_block);
 }
 inline std::int64_t packed_b_elements(const Plan& plan) {
-  return round_up(std::max(plan.col_block, depth_block), most_panel_cols) * depth_block;
+  return round_up(std::max(plan.col_block, feature_block), most_panel_cols) * depth_block;
 }
 
 inline std::int64_t thread_scratch_elements(const Plan& plan) {
@@ -107,7 +108,8 @@ inline Plan make_plan(const PlanRequest& request) {
   if (fitting_blocks * plan.row_block >= request.rows) {
     plan.strip_rows = request.rows;
   } else if (fitting_blocks >= 1) {
-    plan.strip_rows = fitting_blocks * plan.row_block;
+    const std::int64_t strips = ceil_div(request.rows, fitting_blocks * plan.row_block);
+    plan.strip_rows = round_up(ceil_div(request.rows, strips), plan.row_block);
   } else {
     if (!request.triangle) plan.strip_rows = std::min(min_strip_rows, request.rows);
     const std::int64_t per_tile = plan.strip_rows * (plan.col_block + row_partials_per_tile);
@@ -115,8 +117,9 @@ inline Plan make_plan(const PlanRequest& request) {
         std::max<std::int64_t>((budget - packed_anchor_elements(plan, request.depth)) / per_tile, 1);
     plan.chunk_cols = std::min(tiles * plan.col_block, request.cols);
   }
-  plan.grad_rows =
-      std::clamp<std::int64_t>(round_up(ceil_div(plan.strip_rows, 4), most_panel_rows), 132, most_grad_rows);
+  // As many units as threads, or a multiple: every one packs all candidates of the window.
+  const std::int64_t rounds = ceil_div(plan.strip_rows, request.threads * most_grad_rows);
+  plan.grad_rows = std::min(round_up(ceil_div(plan.strip_rows, request.threads * rounds), most_panel_rows), most_grad_rows);
   return plan;
 }
 

@@ -22,9 +22,9 @@ void merge_running_sum(Real& max, Real& sum, Real other_max, Real other_sum) {
   max = largest;
 }
 
-// Weights exp(s - shift) * gain of one row's softmax, and the positive's
-// coefficient p - 1, which is minus the mass of the negatives and therefore
-// keeps its digits when p is close to 1.
+// Weights exp(s - shift) * gain of one row's softmax, times its `share` of the
+// loss, and the positive's coefficient p - 1, which is minus the mass of the
+// negatives and therefore keeps its digits when p is close to 1.
 template <class Real>
 struct SoftmaxRow {
   Real shift;
@@ -33,7 +33,7 @@ struct SoftmaxRow {
 };
 
 template <class Real>
-SoftmaxRow<Real> softmax_row(Real negatives_max, Real negatives_sum, Real positive_logit) {
+SoftmaxRow<Real> softmax_row(Real negatives_max, Real negatives_sum, Real positive_logit, double share) {
   const double largest = negatives_max > positive_logit ? negatives_max : positive_logit;
   if (largest == minus_infinity<double>) {
     const Real zero_or_nan = negatives_sum * Real(0);
@@ -41,7 +41,7 @@ SoftmaxRow<Real> softmax_row(Real negatives_max, Real negatives_sum, Real positi
   }
   const double negatives = negatives_sum * std::exp(negatives_max - largest);
   const double total = negatives + std::exp(positive_logit - largest);
-  return {Real(largest), Real(1 / total), Real(-negatives / total)};
+  return {Real(largest), Real(share / total), Real(-share * negatives / total)};
 }
 
 }  // namespace contrastile::cpu

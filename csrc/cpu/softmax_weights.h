@@ -1,5 +1,5 @@
-// Coefficients of sum_i (logsumexp_j s_ij - s_i,pos), and of the same over
-// columns, from the statistics.
+// Coefficients of gain * sum_i (logsumexp_j s_ij - s_i,pos), and of the same
+// over columns, from the statistics.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,9 @@ template <class Real>
 class SoftmaxWeights {
  public:
   // cols = 0: no softmax over columns. positives: null, or each row's column.
-  SoftmaxWeights(std::int64_t rows, std::int64_t cols, const std::int64_t* positives, bool triangle)
+  SoftmaxWeights(std::int64_t rows, std::int64_t cols, const std::int64_t* positives, bool triangle, double gain)
       : positives_(positives),
+        gain_(gain),
         row_shift_(rows),
         row_gain_(rows),
         positive_coeff_(rows),
@@ -26,7 +27,7 @@ class SoftmaxWeights {
   void normalise_rows(std::int64_t begin, std::int64_t end, const std::vector<Real>& max, const std::vector<Real>& sum,
                       const std::vector<Real>& positive_logit) {
     for (std::int64_t i = begin; i < end; ++i) {
-      const SoftmaxRow<Real> row = softmax_row(max[i], sum[i], positive_logit[i]);
+      const SoftmaxRow<Real> row = softmax_row(max[i], sum[i], positive_logit[i], gain_);
       row_shift_[i] = row.shift;
       row_gain_[i] = row.gain;
       positive_coeff_[i] = row.positive_coeff;
@@ -40,7 +41,7 @@ class SoftmaxWeights {
       for (std::size_t i = 0; i < row_shift_.size(); ++i) col_positive[positives_[i]] = positive_logit[i];
     std::vector<Real> col_coeff(col_shift_.size());
     for (std::size_t j = 0; j < col_shift_.size(); ++j) {
-      const SoftmaxRow<Real> col = softmax_row(max[j], sum[j], col_positive[j]);
+      const SoftmaxRow<Real> col = softmax_row(max[j], sum[j], col_positive[j], gain_);
       col_shift_[j] = col.shift;
       col_gain_[j] = col.gain;
       col_coeff[j] = col.positive_coeff;
@@ -76,6 +77,7 @@ class SoftmaxWeights {
   }
 
   const std::int64_t* positives_;
+  double gain_;
   std::vector<Real> row_shift_, row_gain_, positive_coeff_, col_shift_, col_gain_;
   bool triangle_;
 };

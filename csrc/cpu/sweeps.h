@@ -69,11 +69,11 @@ template <class Real>
 void pair_grad_given(const PairProblem<Real>&, const GivenWeights<Real>&, const PairGrads<Real>&,
                      const PairStats<Real>& stats, const Execution&);
 
-// Weights of the softmax over rows, and over columns where stats.col_max is
-// given (or with self_similarity, where rows serve as columns). Fills stats as
-// well.
+// gain times the weights of the softmax over rows, and over columns where
+// stats.col_max is given (or with self_similarity, where rows serve as columns).
+// Fills stats as well.
 template <class Real>
-void pair_grad_softmax(const PairProblem<Real>&, const PairGrads<Real>&, const PairStats<Real>& stats,
+void pair_grad_softmax(const PairProblem<Real>&, double gain, const PairGrads<Real>&, const PairStats<Real>& stats,
                        const Execution&);
 
 }  // namespace contrastile::cpu

@@ -1,49 +1,49 @@
 // Threads for the length of one sweep.
 //
-// They are made when a sweep starts and joined when it ends: a fork in between
-// (data loaders) never meets a pool whose threads it lacks, and no idle thread
-// spins against the framework's own.
+// With OpenMP they are the framework's own pool, where both link the same
+// runtime: a second pool would run beside threads that still spin from the
+// operation before. Without it, and in a process forked from one that had a
+// pool (a data loader's worker: its copy of the pool has no threads), they are
+// made when a sweep starts and joined when it ends.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 namespace contrastile::cpu {
 
-class Team {
+// Whether this process is a fork of the one that loaded this code.
+bool is_forked();
+
+// Threads of its own, asleep between phases.
+class OwnThreads {
  public:
-  explicit Team(int threads) {
+  explicit OwnThreads(int threads) {
     for (int id = 1; id < threads; ++id) helpers_.emplace_back([this, id] { help(id); });
   }
 
-  ~Team() {
+  ~OwnThreads() {
     work_ = nullptr;
     start_phase();
     for (std::thread& helper : helpers_) helper.join();
   }
 
-  Team(const Team&) = delete;
-  Team& operator=(const Team&) = delete;
+  OwnThreads(const OwnThreads&) = delete;
+  OwnThreads& operator=(const OwnThreads&) = delete;
 
-  int threads() const { return int(helpers_.size()) + 1; }
-
-  // work(unit, thread) for every unit in [0, units), in no order; returns when
-  // all are done. Which thread takes a unit must not matter to the result. work
-  // must not throw.
-  void for_each(std::int64_t units, const std::function<void(std::int64_t, int)>& work) {
-    if (helpers_.empty() || units <= 1) {
-      for (std::int64_t unit = 0; unit < units; ++unit) work(unit, 0);
-      return;
-    }
+  void run(const std::function<void(int)>& work) {
     work_ = &work;
-    units_ = units;
-    next_unit_.store(0, std::memory_order_relaxed);
     busy_.store(int(helpers_.size()), std::memory_order_relaxed);
     start_phase();
-    take_units(0);
+    work(0);
     for (int busy; (busy = busy_.load(std::memory_order_acquire)) != 0;) busy_.wait(busy, std::memory_order_acquire);
   }
 
@@ -53,27 +53,55 @@ class Team {
     phase_.notify_all();
   }
 
-  void take_units(int thread) {
-    for (std::int64_t unit; (unit = next_unit_.fetch_add(1, std::memory_order_relaxed)) < units_;)
-      (*work_)(unit, thread);
-  }
-
   void help(int thread) {
     for (std::uint32_t seen = 0;;) {
       phase_.wait(seen, std::memory_order_acquire);
       ++seen;
       if (!work_) return;
-      take_units(thread);
+      (*work_)(thread);
       if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
     }
   }
 
   std::vector<std::thread> helpers_;
-  const std::function<void(std::int64_t, int)>* work_ = nullptr;
-  std::int64_t units_ = 0;
-  std::atomic<std::int64_t> next_unit_{0};
+  const std::function<void(int)>* work_ = nullptr;
   std::atomic<int> busy_{0};
   std::atomic<std::uint32_t> phase_{0};
+};
+
+class Team {
+ public:
+  explicit Team(int threads) : threads_(threads) {
+#if defined(_OPENMP)
+    if (!is_forked()) return;
+#endif
+    if (threads > 1) own_ = std::make_unique<OwnThreads>(threads);
+  }
+
+  int threads() const { return threads_; }
+
+  // work(unit, thread) for every unit in [0, units), in no order; returns when
+  // all are done. Which thread takes a unit must not matter to the result. work
+  // must not throw.
+  void for_each(std::int64_t units, const std::function<void(std::int64_t, int)>& work) {
+    if (threads_ == 1 || units <= 1) {
+      for (std::int64_t unit = 0; unit < units; ++unit) work(unit, 0);
+      return;
+    }
+    std::atomic<std::int64_t> next_unit{0};
+    const auto take_units = [&](int thread) {
+      for (std::int64_t unit; (unit = next_unit.fetch_add(1, std::memory_order_relaxed)) < units;) work(unit, thread);
+    };
+    if (own_) return own_->run(take_units);
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(threads_)
+    take_units(omp_get_thread_num());
+#endif
+  }
+
+ private:
+  const int threads_;
+  std::unique_ptr<OwnThreads> own_;  // null: one thread, or OpenMP's
 };
 
 }  // namespace contrastile::cpu

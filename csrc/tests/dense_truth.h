@@ -105,17 +105,18 @@ inline DenseGrads dense_grads(const DenseProblem& p, const DenseStats& stats, co
   return out;
 }
 
-// Coefficients of sum_i (logsumexp_j s_ij - s_i,pos), plus the same over columns: the weights that a sweep
+// Coefficients of gain * sum_i (logsumexp_j s_ij - s_i,pos), plus the same over columns: the weights that a sweep
 // finds by itself. `mirrored`: one triangle, where a row's normaliser is its column's too.
-inline DenseWeights softmax_weights(const DenseProblem& p, const DenseStats& stats, bool columns, bool mirrored) {
+inline DenseWeights softmax_weights(const DenseProblem& p, const DenseStats& stats, bool columns, bool mirrored,
+                                    double gain) {
   DenseWeights w;
-  const auto direction = [](const Vector& negatives, const Vector& positive, Vector& positive_part) {
+  const auto direction = [gain](const Vector& negatives, const Vector& positive, Vector& positive_part) {
     DenseTerm term{Vector(negatives.size()), Vector(negatives.size())};
     positive_part.assign(negatives.size(), 0);
     for (std::size_t i = 0; i < negatives.size(); ++i) {
       const double total = negatives[i] + std::exp(positive[i]);
-      term.gain[i] = total == 0 ? 0 : 1 / total;
-      positive_part[i] = total == 0 ? 0 : -negatives[i] / total;
+      term.gain[i] = total == 0 ? 0 : gain / total;
+      positive_part[i] = total == 0 ? 0 : -gain * negatives[i] / total;
     }
     return term;
   };

@@ -249,10 +249,11 @@ class Case {
 
   void softmax_gradient() {
     const bool columns = random_.chance(0.5);
-    const DenseWeights weights = softmax_weights(p_, truth_, columns, mirrored_);
+    const double gain = random_.chance(0.5) ? 1.0 : 0.25;
+    const DenseWeights weights = softmax_weights(p_, truth_, columns, mirrored_, gain);
     StatsBuffers stats;
     GradBuffers grads;
-    pair_grad_softmax(problem(), make_grads(grads, weights, false), make_stats(stats, columns, false), execution_);
+    pair_grad_softmax(problem(), gain, make_grads(grads, weights, false), make_stats(stats, columns, false), execution_);
     check_stats(stats);
     check_grads(grads, weights);
   }

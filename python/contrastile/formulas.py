@@ -53,7 +53,11 @@ class Gradients(NamedTuple):
     scale: Tensor | None
 
     def times(self, factor: Tensor, in_place: bool) -> Gradients:
-        return Gradients(*(None if g is None else g.mul_(factor) if in_place else g * factor for g in self))
+        if not in_place:
+            return Gradients(*(None if g is None else g * factor for g in self))
+        if factor.device.type == "cpu" and factor.item() == 1:  # the usual case: spares a pass over them
+            return self
+        return Gradients(*(None if g is None else g.mul_(factor) for g in self))
 
 
 Former = Callable[[GivenWeights], Gradients]
@@ -150,7 +154,8 @@ def info_nce_forward(
 ) -> tuple[Tensor, PairStats, Gradients | None]:
     gradients = None
     if any(wants) and reduction != "none":
-        gradients, found = pair_gradients(inputs, SoftmaxWeights(symmetric), wants, backend, stats=True)
+        gain = row_factor(inputs, reduction, symmetric)
+        gradients, found = pair_gradients(inputs, SoftmaxWeights(symmetric, gain), wants, backend, stats=True)
         stats = found.stats
         assert stats is not None
     else:
@@ -170,7 +175,7 @@ def info_nce_backward(
     in_place: bool,
 ) -> Gradients:
     if formed is not None:
-        return formed.times(upstream * row_factor(inputs, reduction, symmetric), in_place)
+        return formed.times(upstream, in_place)
     assert inputs.positives is not None
     gain = row_gains(inputs, upstream, reduction, symmetric)
     col_gain = by_column(gain, inputs.positives, gain.shape[0], 0.0) if symmetric else None
@@ -187,7 +192,8 @@ def gamma_forward(
     with outside_autocast(inputs.x.device):
         positive = positive_logits(inputs.problem())
     forms = any(wants) and reduction != "none"
-    weights = gamma_weights(inputs, terms, positive, torch.ones_like(positive))
+    gain = torch.full_like(positive, row_factor(inputs, reduction, terms.log_v is not None))
+    weights = gamma_weights(inputs, terms, positive, gain)
     gradients, found = pair_gradients(inputs, weights, wants if forms else NOTHING, backend, stats=True)
     stats, positives = found.stats, inputs.positives
     assert stats is not None
@@ -218,7 +224,7 @@ def gamma_backward(
 ) -> Gradients:
     both_directions = terms.log_v is not None
     if formed is not None:
-        return formed.times(upstream * row_factor(inputs, reduction, both_directions), in_place)
+        return formed.times(upstream, in_place)
     gain = row_gains(inputs, upstream, reduction, both_directions)
     return form(gamma_weights(inputs, terms, positive_logit, gain))
 

@@ -85,12 +85,13 @@ class GivenWeights:
 
 @dataclass(frozen=True)
 class SoftmaxWeights:
-    """Coefficients of sum_i (logsumexp_j s_ij - s_i,pos), plus the same over columns if asked.
+    """Coefficients of gain * sum_i (logsumexp_j s_ij - s_i,pos), plus the same over columns if asked.
 
     The backend finds the normalisers itself and chooses the fewest products.
     """
 
     columns: bool
+    gain: float = 1.0
 
 
 @dataclass(frozen=True)

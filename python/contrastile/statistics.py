@@ -134,5 +134,5 @@ def positive_logits(problem: PairProblem) -> Tensor:
     for first in range(0, problem.rows, step):
         rows = slice(first, first + step)
         scaled = problem.anchors[rows] * problem.scale[rows, None]
-        found[rows] = scaled.mul_(problem.candidates[problem.positives[rows]]).sum(1)
+        found[rows] = scaled.mul_(problem.candidates.index_select(0, problem.positives[rows])).sum(1)
     return found

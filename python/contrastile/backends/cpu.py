@@ -62,7 +62,7 @@ def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, need
     if isinstance(weights, GivenWeights):
         call.run("pair_grad_given", call.native_weights(weights), call.native_grads(grads), call.native_stats(stats))
     else:
-        call.run("pair_grad_softmax", call.native_grads(grads), call.native_stats(stats))
+        call.run("pair_grad_softmax", weights.gain, call.native_grads(grads), call.native_stats(stats))
     return grads
 
 

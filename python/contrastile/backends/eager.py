@@ -56,7 +56,7 @@ def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, need
     stats = None
     if isinstance(weights, SoftmaxWeights) and not sweep.holds_all_logits_of_normalizers(two_terms):
         stats = pair_stats(problem, columns=columns)
-        weights = _unit_softmax_weights(problem, stats)
+        weights = _softmax_weights(problem, stats, weights.gain)
     found = _Statistics(problem, columns) if stats is None and (needs.stats or softmax) else None
 
     dx = sweep.zeros(problem.anchors) if needs.dx else None
@@ -78,7 +78,7 @@ def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, need
                 tile_weights = _weights_of_tile(weights, rows, cols)
             else:
                 assert found is not None
-                tile_weights = _unit_softmax_weights(problem, found.of_strip(rows))
+                tile_weights = _softmax_weights(problem, found.of_strip(rows), weights.gain)
             _fill_coefficients(coeff, logits, tile_weights, spare, mass, rows, cols)
             at = _positives_of(problem, rows, cols)
             _write_at(coeff, at, tile_weights.positive_coeff)
@@ -203,11 +203,11 @@ class _Mass:
         self.col = new(problem.cols) if weights.col_shift is not None else None
 
 
-def _unit_softmax_weights(problem: PairProblem, stats: PairStats) -> GivenWeights:
+def _softmax_weights(problem: PairProblem, stats: PairStats, gain: float) -> GivenWeights:
     assert problem.positives is not None
-    unit = torch.ones_like(stats.row_max)
-    col_unit = None if stats.col_max is None else unit
-    return softmax_weights(stats, problem.positives, unit, col_unit, problem.self_similarity)
+    row_gain = torch.full_like(stats.row_max, gain)
+    col_gain = None if stats.col_max is None else row_gain
+    return softmax_weights(stats, problem.positives, row_gain, col_gain, problem.self_similarity)
 
 
 def _merge_sums(logits: Tensor, spare: Tensor, dim: int, running_max: Tensor, running_sum: Tensor) -> None:
