@@ -119,7 +119,8 @@ inline Plan make_plan(const PlanRequest& request) {
   }
   // As many units as threads, or a multiple: every one packs all candidates of the window.
   const std::int64_t rounds = ceil_div(plan.strip_rows, request.threads * most_grad_rows);
-  plan.grad_rows = std::min(round_up(ceil_div(plan.strip_rows, request.threads * rounds), most_panel_rows), most_grad_rows);
+  plan.grad_rows =
+      std::min(round_up(ceil_div(plan.strip_rows, request.threads * rounds), most_panel_rows), most_grad_rows);
   return plan;
 }
 

@@ -125,7 +125,8 @@ using Quad = typename QuadOf<Real>::type;
 
 // Four columns of four or two lines, transposed in registers.
 template <class Real, class Element, int lines>
-inline void transpose_quad(const typename Element::Stored* from, std::int64_t stride, Real* to, std::int64_t to_stride) {
+inline void transpose_quad(const typename Element::Stored* from, std::int64_t stride, Real* to,
+                           std::int64_t to_stride) {
   static_assert(lines == 4 || lines == 2);
   Quad<Real> line[lines];
 #pragma GCC unroll 4

@@ -32,12 +32,12 @@ void pair_grad_softmax(const PairProblem<Real>& problem, double gain, const Pair
   sweep.store_sums(grads);
 }
 
-#define CONTRASTILE_INSTANTIATE(Real)                                                                        \
-  template void pair_stats(const PairProblem<Real>&, const PairStats<Real>&, const Execution&);              \
-  template void pair_grad_given(const PairProblem<Real>&, const GivenWeights<Real>&, const PairGrads<Real>&, \
-                                const PairStats<Real>&, const Execution&);                                   \
-  template void pair_grad_softmax(const PairProblem<Real>&, double, const PairGrads<Real>&,                  \
-                                  const PairStats<Real>&, const Execution&);
+#define CONTRASTILE_INSTANTIATE(Real)                                                                               \
+  template void pair_stats(const PairProblem<Real>&, const PairStats<Real>&, const Execution&);                     \
+  template void pair_grad_given(const PairProblem<Real>&, const GivenWeights<Real>&, const PairGrads<Real>&,        \
+                                const PairStats<Real>&, const Execution&);                                          \
+  template void pair_grad_softmax(const PairProblem<Real>&, double, const PairGrads<Real>&, const PairStats<Real>&, \
+                                  const Execution&);
 
 CONTRASTILE_INSTANTIATE(float)
 CONTRASTILE_INSTANTIATE(double)

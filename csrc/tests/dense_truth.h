@@ -16,8 +16,8 @@ enum class Pair : char { negative, positive, masked };
 // Values as the sweep sees them, after rounding to the element type.
 struct DenseProblem {
   std::int64_t rows, cols, depth;
-  Vector x, y, scale;                 // (N, D), (M, D), (N,)
-  std::optional<Ids> positives;       // (N,)
+  Vector x, y, scale;            // (N, D), (M, D), (N,)
+  std::optional<Ids> positives;  // (N,)
   std::optional<Ids> row_groups, col_groups;
   std::optional<std::int64_t> self_offset;
 
@@ -30,9 +30,9 @@ struct DenseProblem {
 };
 
 struct DenseStats {
-  Vector logits;                      // (N, M)
-  Vector row_sum, col_sum;            // of exp(s) over the negatives
-  Vector positive_logit;              // (N,)
+  Vector logits;            // (N, M)
+  Vector row_sum, col_sum;  // of exp(s) over the negatives
+  Vector positive_logit;    // (N,)
 };
 
 inline DenseStats dense_stats(const DenseProblem& p) {
@@ -57,7 +57,7 @@ struct DenseTerm {
 
 struct DenseWeights {
   DenseTerm row, col;
-  Vector positive_coeff;              // (N,), empty without positives
+  Vector positive_coeff;  // (N,), empty without positives
   bool cap = false;
 };
 

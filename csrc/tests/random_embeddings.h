@@ -42,20 +42,19 @@ class Random {
 
 template <class Real>
 struct Embeddings {
-  std::vector<Real> reals;              // one of the two is used
+  std::vector<Real> reals;  // one of the two is used
   std::vector<std::uint16_t> halves;
   EmbeddingView view;
 };
 
-constexpr std::uint16_t nan_half = 0x7fff;   // in both 16-bit types
+constexpr std::uint16_t nan_half = 0x7fff;  // in both 16-bit types
 
 inline double value_of_half(std::uint16_t bits, ElementType type) {
   const bool brain = type == ElementType::bfloat16;
   const int mantissa_bits = brain ? 7 : 10, bias = brain ? 127 : 15;
   const int exponent = (bits & 0x7fff) >> mantissa_bits, mantissa = bits & ((1 << mantissa_bits) - 1);
-  const double magnitude = exponent == 0
-                               ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
-                               : std::ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits);
+  const double magnitude = exponent == 0 ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
+                                         : std::ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits);
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 
@@ -76,9 +75,10 @@ Embeddings<Real> random_embeddings(Random& random, std::int64_t rows, std::int64
     for (std::int64_t k = 0; k < depth; ++k) {
       double& value = values[i * depth + k];
       if (half) {
-        const std::uint16_t largest = type == ElementType::bfloat16 ? 0x3f80 : 0x3c00;   // 1.0
+        const std::uint16_t largest = type == ElementType::bfloat16 ? 0x3f80 : 0x3c00;  // 1.0
         const std::uint16_t smallest = random.chance(0.05) ? 0 : type == ElementType::bfloat16 ? 0x3d00 : 0x2000;
-        const std::uint16_t bits = std::uint16_t(smallest + random.below(largest - smallest)) | (random.chance(.5) << 15);
+        const std::uint16_t bits =
+            std::uint16_t(smallest + random.below(largest - smallest)) | (random.chance(.5) << 15);
         out.halves[i * stride + k] = bits;
         value = value_of_half(bits, type);
       } else {

@@ -151,7 +151,7 @@ class Case {
       p_.col_groups = groups(p_.cols);
     } else if (random_.chance(0.3)) {
       p_.self_offset = random_.below(p_.cols - p_.rows + 1);
-      if (p_.positives)   // a positive is never a sample paired with itself
+      if (p_.positives)  // a positive is never a sample paired with itself
         for (std::int64_t i = 0; i < p_.rows; ++i)
           if ((*p_.positives)[i] == i + *p_.self_offset) return p_.self_offset.reset();
     }
@@ -206,7 +206,7 @@ class Case {
       for (std::int64_t j = 0; j < p_.cols; ++j) {
         const double lead = truth_.logits[i * p_.cols + j] - truth_.positive_logit[i];
         if (p_.kind(i, j) != Pair::negative) continue;
-        bounds[0] += !(lead <= 1e-4);   // a NaN counts as above
+        bounds[0] += !(lead <= 1e-4);  // a NaN counts as above
         bounds[1] += !(lead <= -1e-4);
       }
       const double rank = double(buffers.row_rank[i]);
@@ -253,7 +253,8 @@ class Case {
     const DenseWeights weights = softmax_weights(p_, truth_, columns, mirrored_, gain);
     StatsBuffers stats;
     GradBuffers grads;
-    pair_grad_softmax(problem(), gain, make_grads(grads, weights, false), make_stats(stats, columns, false), execution_);
+    pair_grad_softmax(problem(), gain, make_grads(grads, weights, false), make_stats(stats, columns, false),
+                      execution_);
     check_stats(stats);
     check_grads(grads, weights);
   }
@@ -275,7 +276,7 @@ class Case {
   void given_gradient() {
     DenseWeights weights;
     std::vector<Real> row_shift, row_gain, col_shift, col_gain, coeff;
-    const int directions = mirrored_ ? 0 : int(random_.below(3));   // both, rows, columns
+    const int directions = mirrored_ ? 0 : int(random_.below(3));  // both, rows, columns
     if (directions != 2) weights.row = random_term(truth_.row_sum, row_shift, row_gain);
     if (mirrored_) {
       weights.col = weights.row;
@@ -293,8 +294,9 @@ class Case {
     }
     weights.cap = random_.chance(0.5);
     const auto given = [](const std::vector<Real>& v) { return v.empty() ? nullptr : v.data(); };
-    const GivenWeights<Real> handed{given(row_shift), given(row_gain), given(col_shift),
-                                    given(col_gain),  given(coeff),    weights.cap ? WeightFunction::capped : WeightFunction::exponential};
+    const GivenWeights<Real> handed{
+        given(row_shift), given(row_gain), given(col_shift),
+        given(col_gain),  given(coeff),    weights.cap ? WeightFunction::capped : WeightFunction::exponential};
     GradBuffers grads;
     StatsBuffers stats;
     const bool with_stats = random_.chance(0.5);
@@ -330,8 +332,8 @@ int main(int count, char** arguments) {
   unsigned failures = 0;
   for (unsigned seed = first; seed < first + cases; ++seed) {
     Random random(seed);
-    const ElementType type = random.one_of(
-        {ElementType::float16, ElementType::bfloat16, ElementType::float32, ElementType::float32, ElementType::float64});
+    const ElementType type = random.one_of({ElementType::float16, ElementType::bfloat16, ElementType::float32,
+                                            ElementType::float32, ElementType::float64});
     const bool passed =
         type == ElementType::float64 ? passes<double>(random, type, seed) : passes<float>(random, type, seed);
     failures += !passed;

@@ -129,10 +129,11 @@ def normalizer_weights(
 def positive_logits(problem: PairProblem) -> Tensor:
     """Logits of the positives, (N,), in the accumulation dtype, a few MiB of rows at a time."""
     assert problem.positives is not None
+    dtype = problem.scale.dtype
     step = max(1, 2**20 // (problem.anchors.shape[1] * problem.scale.element_size()))
     found = torch.empty_like(problem.scale)
     for first in range(0, problem.rows, step):
         rows = slice(first, first + step)
-        scaled = problem.anchors[rows] * problem.scale[rows, None]
-        found[rows] = scaled.mul_(problem.candidates.index_select(0, problem.positives[rows])).sum(1)
-    return found
+        own = problem.candidates.index_select(0, problem.positives[rows]).to(dtype)
+        torch.linalg.vecdot(problem.anchors[rows].to(dtype), own, out=found[rows])
+    return found.mul_(problem.scale)
