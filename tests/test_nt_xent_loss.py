@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import types
 
 import pytest
@@ -175,3 +176,12 @@ def test_nan_in_gives_nan_out(size):
     out0, out1 = views(5, 6)
     out0[2, 3] = torch.nan
     assert bool(NTXentLoss(memory_bank_size=size)(out0, out1).isnan())
+
+
+def test_memory_bank_loss_of_a_hopeless_pair_is_exact_in_float64():
+    # log(1 + exp(gap)) at a gap of 22: softplus as PyTorch has it by default would return the gap itself.
+    loss = NTXentLoss(temperature=1 / 11, memory_bank_size=(1, 2))
+    view = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    loss.memory_bank.bank = view.clone()
+    found = loss(view, -view).item()
+    assert found - 22 == pytest.approx(math.exp(-22), rel=1e-5)

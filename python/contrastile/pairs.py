@@ -30,8 +30,8 @@ from torch import Tensor
 class PairProblem:
     """Embeddings and masks over which a sweep runs. Validated: backends do not check it again."""
 
-    anchors: Tensor  # x (N, D), float16 | bfloat16 | float32 | float64
-    candidates: Tensor  # y (M, D), dtype and device of anchors
+    anchors: Tensor  # x (N, D), float16 | bfloat16 | float32 | float64, unit stride along D
+    candidates: Tensor  # y (M, D), dtype, device and unit stride of anchors
     scale: Tensor  # (N,), accumulation dtype
     positives: Tensor | None = None  # (N,) int64 column of each row's positive; None: no pair is positive
     row_groups: Tensor | None = None  # (N,) int64
@@ -72,7 +72,8 @@ class GivenWeights:
         C_ij = row_gain_i * f(s_ij - row_shift_i) + col_gain_j * f(s_ij - col_shift_j)
 
     with f = exp, or f = min(exp, 1) where cap is set; C at the positives is positive_coeff; masked pairs
-    have C = 0. A direction whose shift is None is absent.
+    have C = 0. A direction whose shift is None is absent. With self_similarity both directions are given,
+    equal, and positive_coeff holds what a pair counts from both its ends: C is symmetric.
     """
 
     row_shift: Tensor | None  # (N,) accumulation dtype, as all below
@@ -87,7 +88,7 @@ class GivenWeights:
 class SoftmaxWeights:
     """Coefficients of gain * sum_i (logsumexp_j s_ij - s_i,pos), plus the same over columns if asked.
 
-    The backend finds the normalisers itself and chooses the fewest products.
+    The backend finds the normalisers itself and chooses the fewest products. The problem has positives.
     """
 
     columns: bool
