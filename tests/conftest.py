@@ -1,4 +1,4 @@
-"""One seed and one thread per test, and a header that says which backends are under test."""
+"""One seed and one thread per test, no compiled graphs of earlier runs, and a header that names the backends."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ settings.load_profile("contrastile")
 def pytest_report_header() -> str:
     missing = [f"{name} ({reason})" for name, reason in available().items() if reason is not None]
     return f"contrastile backends: {', '.join(BACKENDS_HERE)}; not here: {', '.join(missing) or 'none'}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_compiled_graphs(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,14 @@ from unittest.mock import Mock
 import contrastile as ct
 import pytest
 import torch
-from contrastile import backends
+from contrastile import backends, functional
 from contrastile.autograd import INPUTS
 from contrastile.formulas import GammaTerms
 from contrastile.validation import check_pairs, check_views
+from contrastile.version import __version__
 from support import BACKENDS_HERE, Shape, ids, permutation, towers
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
 from torch.library import opcheck
 
 SIZE = Shape(6, 6, 5)
@@ -51,21 +53,25 @@ def gamma_terms(both_directions: bool = True, draws: bool = False):
     return GammaTerms(log_u, log_v if both_directions else None, row_draws, col_draws, 0.5, True)
 
 
+def traced(backend):
+    return backend, __version__
+
+
 GROUPS = (ids(SIZE.rows, 3), ids(SIZE.rows, 3))
-CASES = {
-    "info_nce": lambda g, b: (*pair_inputs(g), True, "mean", *(ALL if g else NOTHING), b),
-    "info_nce-strided": lambda g, b: (*pair_inputs(g, strided=True), True, "mean", *(ALL if g else NOTHING), b),
-    "info_nce-one-direction": lambda g, b: (*pair_inputs(g, groups=GROUPS), False, "sum", *(ALL if g else NOTHING), b),
-    "info_nce-none": lambda g, b: (*pair_inputs(g, strided=True), True, "none", *(ALL if g else NOTHING), b),
-    "info_nce-nothing-formed": lambda g, b: (*pair_inputs(g), True, "mean", *NOTHING, b),
-    "info_nce-float16": lambda g, b: (*pair_inputs(g, dtype=torch.float16), True, "mean", *NOTHING, b),
-    "info_nce-of-views": lambda g, b: (*view_inputs(g), False, "mean", g, False, g, b),
-    "info_nce-of-views-per-row": lambda g, b: (*view_inputs(g, per_row=True), False, "mean", g, False, g, b),
-    "gamma_contrastive": lambda g, b: (*pair_inputs(g), *gamma_terms(draws=True), "mean", *(ALL if g else NOTHING), b),
-    "gamma_contrastive-rows": lambda g, b: (*pair_inputs(g, strided=True), *gamma_terms(False), "none", *NOTHING, b),
-    "log_normalizers": lambda g, b: (*pair_inputs(g), True, 0.5, b),
-    "log_normalizers-rows": lambda g, b: (*pair_inputs(g, strided=True), False, 0.0, b),
-    "retrieval_ranks": lambda g, b: (*pair_inputs(False, strided=g), b),
+CASES = {  # g: whether gradients are required; b: the backend and the release
+    "info_nce": lambda g, b: (*pair_inputs(g), True, "mean", *(ALL if g else NOTHING), *b),
+    "info_nce-strided": lambda g, b: (*pair_inputs(g, strided=True), True, "mean", *(ALL if g else NOTHING), *b),
+    "info_nce-one-direction": lambda g, b: (*pair_inputs(g, groups=GROUPS), False, "sum", *(ALL if g else NOTHING), *b),
+    "info_nce-none": lambda g, b: (*pair_inputs(g, strided=True), True, "none", *(ALL if g else NOTHING), *b),
+    "info_nce-nothing-formed": lambda g, b: (*pair_inputs(g), True, "mean", *NOTHING, *b),
+    "info_nce-float16": lambda g, b: (*pair_inputs(g, dtype=torch.float16), True, "mean", *NOTHING, *b),
+    "info_nce-of-views": lambda g, b: (*view_inputs(g), False, "mean", g, False, g, *b),
+    "info_nce-of-views-per-row": lambda g, b: (*view_inputs(g, per_row=True), False, "mean", g, False, g, *b),
+    "gamma_contrastive": lambda g, b: (*pair_inputs(g), *gamma_terms(draws=True), "mean", *(ALL if g else NOTHING), *b),
+    "gamma_contrastive-rows": lambda g, b: (*pair_inputs(g, strided=True), *gamma_terms(False), "none", *NOTHING, *b),
+    "log_normalizers": lambda g, b: (*pair_inputs(g), True, 0.5, *b),
+    "log_normalizers-rows": lambda g, b: (*pair_inputs(g, strided=True), False, 0.0, *b),
+    "retrieval_ranks": lambda g, b: (*pair_inputs(False, strided=g), b[0]),
 }
 
 
@@ -73,7 +79,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_opcheck(backend, case, requires_grad):
     op = getattr(torch.ops.contrastile, case.split("-")[0]).default
-    opcheck(op, CASES[case](requires_grad, backend))
+    opcheck(op, CASES[case](requires_grad, traced(backend)))
 
 
 @pytest.mark.parametrize("strided", [False, True])
@@ -87,8 +93,8 @@ def test_opcheck_of_the_backward_op(backend, strided):
 @pytest.mark.parametrize("case", ["info_nce", "info_nce-of-views", "gamma_contrastive"])
 def test_gradients_do_not_depend_on_what_the_forward_formed(backend, case, form):
     def gradients(form):
-        arguments = list(CASES[case](True, backend))
-        arguments[-4:-1] = form
+        arguments = list(CASES[case](True, traced(backend)))
+        arguments[-5:-2] = form
         loss, *_ = getattr(torch.ops.contrastile, case.split("-")[0])(*arguments)
         leaves = [leaf for leaf in arguments[:3] if leaf is not None]
         return torch.autograd.grad(3 * loss, leaves, retain_graph=True), torch.autograd.grad(3 * loss, leaves)
@@ -100,10 +106,10 @@ def test_gradients_do_not_depend_on_what_the_forward_formed(backend, case, form)
 
 
 def test_only_the_values_of_an_op_carry_gradients(backend):
-    loss, *others = torch.ops.contrastile.info_nce(*CASES["info_nce"](True, backend))
+    loss, *others = torch.ops.contrastile.info_nce(*CASES["info_nce"](True, traced(backend)))
     assert loss.requires_grad
     assert not any(other.requires_grad for other in others)
-    row_lse, col_lse, *others = torch.ops.contrastile.log_normalizers(*CASES["log_normalizers"](True, backend))
+    row_lse, col_lse, *others = torch.ops.contrastile.log_normalizers(*CASES["log_normalizers"](True, traced(backend)))
     assert row_lse.requires_grad
     assert col_lse.requires_grad
     assert not any(other.requires_grad for other in others)
@@ -111,7 +117,7 @@ def test_only_the_values_of_an_op_carry_gradients(backend):
 
 def test_second_derivative_of_an_op_names_the_reference(backend):
     for case in ("info_nce", "gamma_contrastive", "log_normalizers"):
-        arguments = CASES[case](True, backend)
+        arguments = CASES[case](True, traced(backend))
         value, *_ = getattr(torch.ops.contrastile, case)(*arguments)
         [gradient] = torch.autograd.grad(value.sum(), arguments[0], create_graph=True)
         with pytest.raises(RuntimeError, match=r"first derivatives only.*contrastile\.reference"):
@@ -183,6 +189,24 @@ def test_inductor_equals_eager(backend):
     model = Towers("info_nce", backend)
     compiled = torch.compile(model, fullgraph=True)
     torch.testing.assert_close(step(model, compiled, 8), step(model, model, 8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["info_nce", "gamma", "log_normalizers"])
+def test_a_compiled_graph_kept_on_disk_serves_its_own_release_only(loss, monkeypatch):
+    """It holds the backward of the release it was traced with."""
+    model = Towers(loss, "eager")
+
+    def graphs_found():
+        torch._dynamo.reset()
+        counters.clear()
+        step(model, torch.compile(model, fullgraph=True), 8)
+        return counters["aot_autograd"]["autograd_cache_hit"]
+
+    graphs_found()
+    assert graphs_found() == 1
+    monkeypatch.setattr(functional, "__version__", "another")
+    assert graphs_found() == 0
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -5,8 +5,7 @@ from contrastile.backends import use_backend
 from contrastile.evaluate import recall_at_k, retrieval_ranks
 from contrastile.functional import GammaOutput, gamma_contrastive, info_nce, log_normalizers, nt_xent
 from contrastile.losses import ClipLoss, GammaContrastiveLoss, NTXentLoss
-
-__version__ = "0.1.0"
+from contrastile.version import __version__ as __version__
 
 __all__ = [
     "ClipLoss",

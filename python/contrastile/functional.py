@@ -18,6 +18,7 @@ from contrastile.validation import (
     check_vector,
     check_views,
 )
+from contrastile.version import __version__
 
 __all__ = ["GammaOutput", "gamma_contrastive", "info_nce", "log_normalizers", "nt_xent"]
 
@@ -144,7 +145,9 @@ def log_normalizers(
     inputs = check_pairs(x, y, scale, positives, groups, both_directions=columns, needs_positives=False)
     name = backends.resolve(backend, x.device.type)
     if torch.compiler.is_compiling():
-        row_lse, col_lse, *_ = torch.ops.contrastile.log_normalizers(*inputs, columns, log_multiplier, name)
+        row_lse, col_lse, *_ = torch.ops.contrastile.log_normalizers(
+            *inputs, columns, log_multiplier, name, __version__
+        )
         return row_lse, col_lse if columns else None
     if not any(_wants(inputs)):
         return formulas.log_normalizers_forward(inputs, columns, log_multiplier, name)[:2]
@@ -215,7 +218,9 @@ def gamma_contrastive(
     name = backends.resolve(backend, x.device.type)
     wants = _wants(inputs)
     if torch.compiler.is_compiling():
-        loss, row_lse, col_lse, *_ = torch.ops.contrastile.gamma_contrastive(*inputs, *terms, reduction, *wants, name)
+        loss, row_lse, col_lse, *_ = torch.ops.contrastile.gamma_contrastive(
+            *inputs, *terms, reduction, *wants, name, __version__
+        )
         return GammaOutput(loss, row_lse, col_lse if log_v is not None else None)
     if not any(wants):
         return GammaOutput(*formulas.gamma_forward(inputs, terms, reduction, NOTHING, name)[:3])
@@ -227,7 +232,7 @@ def _info_nce(inputs: PairInputs, symmetric: bool, reduction: str, backend: str 
     name = backends.resolve(backend, inputs.x.device.type)
     wants = _wants(inputs)
     if torch.compiler.is_compiling():
-        loss: Tensor = torch.ops.contrastile.info_nce(*inputs, symmetric, reduction, *wants, name)[0]
+        loss: Tensor = torch.ops.contrastile.info_nce(*inputs, symmetric, reduction, *wants, name, __version__)[0]
         return loss
     if not any(wants):
         return formulas.info_nce_forward(inputs, symmetric, reduction, NOTHING, name)[0]

@@ -3,6 +3,10 @@
 A forward op takes one flag per gradient to form, and returns what it formed, and what a backward needs, as further
 outputs without gradients. Where a backward wants what its forward did not form, contrastile::pair_grad forms it from
 the saved statistics. An op has a fixed number of outputs: absent ones are empty.
+
+The last argument of a differentiable op is the release. PyTorch keeps compiled graphs on disk and finds them by the
+ops' names and arguments; a graph holds the backward of the release that it was traced with, which no other forward
+may meet.
 """
 
 from __future__ import annotations
@@ -21,6 +25,7 @@ from contrastile.validation import PairInputs, accumulation_dtype
 
 INPUTS_SCHEMA = "Tensor x, Tensor? y, Tensor scale, Tensor? positives, Tensor? row_groups, Tensor? col_groups"
 FORM_SCHEMA = "bool form_dx, bool form_dy, bool form_dscale"
+TRACED_SCHEMA = "str backend, str release"
 TERMS_SCHEMA = "Tensor log_u, Tensor? log_v, Tensor? row_draws, Tensor? col_draws, float log_multiplier, bool cap"
 WEIGHTS_SCHEMA = "Tensor row_shift, Tensor row_gain, Tensor? col_shift, Tensor? col_gain, Tensor? positive_coeff"
 TERMS = len(GammaTerms._fields)
@@ -37,10 +42,10 @@ def _fake_of(op: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 # (loss, dx, dy, dscale, row_max, row_sum, col_max, col_sum, positive_logit)
-@_op("info_nce", f"bool symmetric, str reduction, {FORM_SCHEMA}, str backend", 1 + 3 + STATS)
+@_op("info_nce", f"bool symmetric, str reduction, {FORM_SCHEMA}, {TRACED_SCHEMA}", 1 + 3 + STATS)
 def info_nce(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = PairInputs(*arguments[:INPUTS])
-    symmetric, reduction, *form, backend = arguments[INPUTS:]
+    symmetric, reduction, *form, backend, _ = arguments[INPUTS:]
     loss, stats, formed = formulas.info_nce_forward(inputs, symmetric, reduction, Wants(*form), backend)
     return loss, *_present(inputs, formed), *_present(inputs, formulas.stats_tensors(stats))
 
@@ -48,12 +53,12 @@ def info_nce(*arguments: Any) -> tuple[Tensor, ...]:
 @_fake_of(info_nce)
 def _fake_info_nce(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = PairInputs(*arguments[:INPUTS])
-    symmetric, reduction, *form, _ = arguments[INPUTS:]
+    symmetric, reduction, *form, _, _ = arguments[INPUTS:]
     return _fake_loss(inputs, reduction), *_fake_formed(inputs, form, reduction), *_fake_stats(inputs, symmetric)
 
 
 def _keep_info_nce(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
-    ctx.symmetric, ctx.reduction, *_, ctx.backend = inputs[INPUTS:]
+    ctx.symmetric, ctx.reduction, *_, ctx.backend, _ = inputs[INPUTS:]
     ctx.save_for_backward(*inputs[:INPUTS], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
@@ -80,23 +85,23 @@ info_nce.register_autograd(_info_nce_backward, setup_context=_keep_info_nce)
 
 
 # (loss, row_lse, col_lse, positive_logit, dx, dy, dscale)
-@_op("gamma_contrastive", f"{TERMS_SCHEMA}, str reduction, {FORM_SCHEMA}, str backend", 1 + 3 + 3)
+@_op("gamma_contrastive", f"{TERMS_SCHEMA}, str reduction, {FORM_SCHEMA}, {TRACED_SCHEMA}", 1 + 3 + 3)
 def gamma_contrastive(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, terms, (reduction, *form, backend) = _gamma_arguments(arguments)
+    inputs, terms, (reduction, *form, backend, _) = _gamma_arguments(arguments)
     loss, *vectors, formed = formulas.gamma_forward(inputs, terms, reduction, Wants(*form), backend)
     return loss, *_present(inputs, vectors), *_present(inputs, formed)
 
 
 @_fake_of(gamma_contrastive)
 def _fake_gamma_contrastive(*arguments: Any) -> tuple[Tensor, ...]:
-    inputs, terms, (reduction, *form, _) = _gamma_arguments(arguments)
+    inputs, terms, (reduction, *form, _, _) = _gamma_arguments(arguments)
     rows, cols = inputs.x.shape[0], 0 if terms.log_v is None else terms.log_v.shape[0]
     vectors = [_fake(inputs, size) for size in (rows, cols, rows)]
     return _fake_loss(inputs, reduction), *vectors, *_fake_formed(inputs, form, reduction)
 
 
 def _keep_gamma_contrastive(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
-    _, terms, (ctx.reduction, *_, ctx.backend) = _gamma_arguments(inputs)
+    _, terms, (ctx.reduction, *_, ctx.backend, _) = _gamma_arguments(inputs)
     ctx.log_multiplier, ctx.cap = terms.log_multiplier, terms.cap
     ctx.save_for_backward(*inputs[:INPUTS], *terms[:4], *output[3:])
     ctx.mark_non_differentiable(*output[1:])
@@ -119,10 +124,10 @@ gamma_contrastive.register_autograd(_gamma_contrastive_backward, setup_context=_
 
 
 # (row_lse, col_lse, row_max, row_sum, col_max, col_sum, positive_logit)
-@_op("log_normalizers", "bool columns, float log_multiplier, str backend", 2 + STATS)
+@_op("log_normalizers", f"bool columns, float log_multiplier, {TRACED_SCHEMA}", 2 + STATS)
 def log_normalizers(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = PairInputs(*arguments[:INPUTS])
-    row_lse, col_lse, stats = formulas.log_normalizers_forward(inputs, *arguments[INPUTS:])
+    row_lse, col_lse, stats = formulas.log_normalizers_forward(inputs, *arguments[INPUTS:-1])
     return tuple(_present(inputs, (row_lse, col_lse, *formulas.stats_tensors(stats))))
 
 
@@ -134,7 +139,7 @@ def _fake_log_normalizers(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def _keep_log_normalizers(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
-    ctx.columns, ctx.log_multiplier, ctx.backend = inputs[INPUTS:]
+    ctx.columns, ctx.log_multiplier, ctx.backend, _ = inputs[INPUTS:]
     ctx.save_for_backward(*inputs[:INPUTS], *output[2:])
     ctx.mark_non_differentiable(*output[2 if ctx.columns else 1 :])
     ctx.set_materialize_grads(False)
