@@ -27,7 +27,7 @@ demo: $(VENV)/.demo  # train on about 3,950 emoji and their names; table on scre
 test: $(VENV)/.test $(VENV)/.rivals  # the whole suite
 	$(RUN) -m pytest
 
-check: $(VENV)/.dev build/typed  # ruff, mypy and the fast tests, under a minute
+check: $(VENV)/.dev build/typed  # ruff, mypy and the fast tests, in a minute or two
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
 	$(RUN) -m pytest --quiet -m "not slow"

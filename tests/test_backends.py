@@ -208,11 +208,13 @@ def test_a_backend_that_fails_to_import_is_unavailable_for_that_reason(monkeypat
 # The environment, read by a process of its own
 
 
+@pytest.mark.slow
 def test_environment_names_the_backend():
     code = "from contrastile import backends; print(backends.resolve(None, 'cpu'))"
     assert child(code, CONTRASTILE_BACKEND="eager").stdout.strip() == "eager"
 
 
+@pytest.mark.slow
 def test_environment_with_an_unknown_name_fails_at_the_first_loss_not_at_import():
     done = child(
         "import torch, contrastile; print('imported'); contrastile.info_nce(torch.eye(2), torch.eye(2), 1.0)",
@@ -222,6 +224,7 @@ def test_environment_with_an_unknown_name_fails_at_the_first_loss_not_at_import(
     assert "ValueError: backend is 'gpu'" in done.stderr
 
 
+@pytest.mark.slow
 def test_without_the_extension_eager_serves_and_says_so_once():
     code = (
         "import sys, torch; sys.modules['contrastile._C'] = None\n"

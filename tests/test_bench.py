@@ -84,6 +84,7 @@ def test_impossible_case_is_refused_by_name(arguments: tuple[object, ...], messa
         Case(*arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_row_of_a_case_in_a_fresh_process_is_complete_and_consistent() -> None:
     (row,) = run_job([small("gamma")], repeats=3, error=True)
     assert row.status == "measured", row.reason
@@ -98,6 +99,7 @@ def test_row_of_a_case_in_a_fresh_process_is_complete_and_consistent() -> None:
     assert json.loads(json.dumps(row.as_dict()))["loss"] == "gamma"
 
 
+@pytest.mark.slow
 def test_contenders_of_one_job_take_turns_in_one_process() -> None:
     ours, dense = run_job([small(), small("nt_xent", "dense")], repeats=4, memory=False)
     assert [products for _, products, _ in ours.repetitions] == [products for _, products, _ in dense.repetitions]
@@ -122,6 +124,7 @@ def test_float64_error_is_measured_once_per_implementation(monkeypatch: pytest.M
     assert [row.loss_error for row in rows] == [1e-7, 1e-7, 1e-7]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not RESETS_PEAK, reason="the peak of a process can be reset on Linux only")
 def test_peak_memory_sees_a_passing_allocation_of_200_mib_and_not_an_earlier_one() -> None:
     program = """
@@ -137,6 +140,7 @@ print(peak.growth())
     assert 198 * MIB < int(done.stdout) < 210 * MIB
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not RESETS_PEAK, reason="the peak of a process can be reset on Linux only")
 def test_dense_loss_is_seen_to_store_its_scores_and_ours_is_not() -> None:
     n = 2048
@@ -212,6 +216,7 @@ def test_scaling_refuses_a_size_that_would_take_too_long(monkeypatch: pytest.Mon
     assert rows[2].refused == "would take 320 s, limit 30 s"
 
 
+@pytest.mark.slow
 def test_scaling_measures_dense_and_ours() -> None:
     rows = loss_scaling([64], dim=16, threads=1, repeats=1)
     assert [(row.implementation, row.refused) for row in rows] == [("dense", None), ("contrastile", None)]

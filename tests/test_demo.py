@@ -152,6 +152,7 @@ def test_evaluation_is_the_dense_one(dataset: train.Dataset) -> None:
     assert quality.text_to_image[5] == pytest.approx((ranks < 5).double().mean().item(), abs=1.5 / len(ranks))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["info_nce", "gamma"])
 def test_training_learns_and_repeats(dataset: train.Dataset, loss: str) -> None:
     method = replace(SMALL_RUN, loss=loss)
@@ -181,6 +182,7 @@ def test_the_reason_for_a_refusal_is_in_the_table(capsys: pytest.CaptureFixture[
     assert "9.9 GiB" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_quick_run_leaves_pictures_and_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main(["--quick", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

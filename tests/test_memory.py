@@ -55,6 +55,7 @@ def assert_promise_is_kept(found: dict[str, float]) -> None:
     assert not too_much, f"MiB beyond inputs and gradients, promised at most {PROMISE_MIB}: {too_much} of {found}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS_HERE)
 def test_extra_memory_at_4096_rows(backend):
     found = extra_mib(CASES, backend, 4096)
@@ -69,6 +70,7 @@ def test_extra_memory_at_16384_rows_where_logits_would_take_a_gibibyte(backend):
     assert_promise_is_kept(extra_mib(("info_nce", "gamma"), backend, 16384))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("cpu" not in BACKENDS_HERE, reason="the cpu backend is not available")
 @pytest.mark.parametrize("threads", [1, 8])
 def test_extra_memory_of_cpu_does_not_grow_with_the_thread_count(threads):

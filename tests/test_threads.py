@@ -10,6 +10,7 @@ import torch
 from support import BACKENDS_HERE
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif("cpu" not in BACKENDS_HERE, reason="the cpu backend is not available"),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork and /proc"),
 ]
