@@ -14,6 +14,7 @@
 #include "cpu/isa.h"
 #include "cpu/sweeps.h"
 #include "cpu/team.h"
+#include "cpu/workspace.h"
 
 namespace py = pybind11;
 using namespace contrastile::cpu;
@@ -119,6 +120,7 @@ PYBIND11_MODULE(_C, module) {
   bind_sweeps<float>(module, "_float32");
   bind_sweeps<double>(module, "_float64");
 
+  module.def("release_workspace", &Buffer::release_kept, "Frees the memory that is kept between sweeps.");
   module.def("isa", [] { return isa().name; }, "Instruction set in use.");
   module.def("fma_peak", &fma_peak, py::arg("threads"), py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
              "Measured float32 fused multiply-add rate on registers, flop/s, "

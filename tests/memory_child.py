@@ -2,7 +2,7 @@
 
     python memory_child.py '{"cases": ["info_nce"], "backend": "cpu", "rows": 4096, "dim": 64, "threads": 2}'
 
-Prints {case: MiB} as JSON. The kernel's high-water mark of the process is reset before each case, through
+Prints {case: MiB} as JSON, and under "kept" what the process still holds of a workspace after them. The kernel's high-water mark of the process is reset before each case, through
 /proc/self/clear_refs, so what a case needs is not hidden under what an earlier one or the warm-up needed.
 """
 
@@ -26,6 +26,7 @@ def status_kib(field: str) -> int:
 
 def reset_peak() -> None:
     gc.collect()
+    ct.backends.set_workspace(ct.backends.workspace_bytes())  # nothing kept from an earlier case
     ctypes.CDLL(None).malloc_trim(0)  # memory that an earlier case freed must not pass for free memory of this one
     Path("/proc/self/clear_refs").write_text("5")
 
@@ -55,6 +56,13 @@ def losses(backend: str):
     }
 
 
+def kept_mib() -> float:
+    """What setting the workspace anew gives back."""
+    before = status_kib("VmRSS")
+    ct.backends.set_workspace(ct.backends.workspace_bytes())
+    return (before - status_kib("VmRSS")) / 1024
+
+
 def extra_mib(loss, case: str, rows: int, dim: int) -> float:
     dtype = torch.bfloat16 if case.endswith("bfloat16") else torch.float32
     x, y = (F.normalize(torch.randn(rows, dim), dim=1).to(dtype).requires_grad_() for _ in range(2))
@@ -73,4 +81,5 @@ if __name__ == "__main__":
     chosen = {case: losses(task["backend"])[case] for case in task["cases"]}
     for case, loss in chosen.items():
         extra_mib(loss, case, 300, task["dim"])
-    print(json.dumps({case: extra_mib(loss, case, task["rows"], task["dim"]) for case, loss in chosen.items()}))
+    found = {case: extra_mib(loss, case, task["rows"], task["dim"]) for case, loss in chosen.items()}
+    print(json.dumps(found | {"kept": kept_mib()}))

@@ -2,8 +2,9 @@
 //
 // Anchors of the open window are packed once, as both operands they will be:
 // against candidates over the features (S), and against coefficients over the
-// rows (dY). Candidates and coefficients are packed tile by tile into the
-// scratch of a thread. 16-bit embeddings are widened on the way.
+// rows (dY). Candidates are packed tile by tile into the scratch of a thread,
+// coefficients are used where they lie. 16-bit embeddings are widened on the
+// way.
 #pragma once
 
 #include <algorithm>
@@ -28,10 +29,8 @@ class Operands {
     by_row_stride_ = std::min(plan.row_block, plan.strip_rows) * round_up(depth_, most_panel_cols);
     anchors_by_feature_ = workspace.take(plan.blocks_per_strip() * by_feature_stride_);
     anchors_by_row_ = workspace.take(plan.blocks_per_strip() * by_row_stride_);
-    for (int thread = 0; thread < threads; ++thread) {
-      packed_a_.push_back(workspace.take(packed_a_elements(plan)));
-      packed_b_.push_back(workspace.take(packed_b_elements(plan)));
-    }
+    for (int thread = 0; thread < threads; ++thread)
+      packed_candidates_.push_back(workspace.take(packed_candidate_elements(plan)));
   }
 
   void open(const Window& window, bool towards_candidates, Team& team) {
@@ -50,43 +49,37 @@ class Operands {
                 const Finish& finish) const {
     for (std::int64_t k = 0; k < depth_; k += depth_block) {
       const std::int64_t depth = std::min(depth_block, depth_ - k);
-      kernels_.pack_b_by_lines(from(candidates_, col, k), cols, depth, packed_b_[thread]);
+      kernels_.pack_b_by_lines(from(candidates_, col, k), cols, depth, packed_candidates_[thread]);
       for (std::int64_t block = 0; block < blocks; ++block) {
         const Tile<Real> tile = tile_of(block);
         const std::int64_t padded = round_up(tile.rows, kernels_.panel_rows);
-        kernels_.multiply(tile.rows, cols, depth, anchors_by_feature_ + block * by_feature_stride_ + padded * k,
-                          packed_b_[thread], tile.values, tile.width, k == 0 ? Accumulate::no : Accumulate::yes);
+        const Real* anchors = anchors_by_feature_ + block * by_feature_stride_ + padded * k;
+        kernels_.multiply(tile.rows, cols, depth, {anchors, 0, Layout::packed}, packed_candidates_[thread], tile.values,
+                          tile.width, k == 0 ? Accumulate::no : Accumulate::yes);
         if (k + depth == depth_) finish(block);
       }
     }
   }
 
-  // dy (cols, D) += C^T X over one row block of a tile column.
-  void add_candidate_gradient(Tile<Real> coefficients, std::int64_t cols, std::int64_t block, int thread,
-                              Real* dy) const {
-    kernels_.pack_a_by_columns(from(coefficients), cols, coefficients.rows, packed_a_[thread]);
-    kernels_.multiply(cols, depth_, coefficients.rows, packed_a_[thread], anchors_by_row_ + block * by_row_stride_, dy,
-                      depth_, Accumulate::yes);
+  // dy (cols, D) += C^T X over one row block of a tile column; or = where it is the first.
+  void add_candidate_gradient(Tile<Real> coefficients, std::int64_t cols, std::int64_t block, Real* dy,
+                              Accumulate accumulate) const {
+    kernels_.multiply(cols, depth_, coefficients.rows, {coefficients.values, coefficients.width, Layout::by_columns},
+                      anchors_by_row_ + block * by_row_stride_, dy, depth_, accumulate);
   }
 
-  // dx (rows, D) += C Y over one tile.
-  void add_anchor_gradient(Tile<Real> coefficients, std::int64_t col, std::int64_t cols, int thread, Real* dx) const {
-    for (std::int64_t first = 0; first < cols; first += depth_block) {
-      const std::int64_t depth = std::min(depth_block, cols - first);
-      kernels_.pack_a_by_lines(from({coefficients.values + first, coefficients.rows, coefficients.width}),
-                               coefficients.rows, depth, packed_a_[thread]);
-      for (std::int64_t k = 0; k < depth_; k += feature_block) {
-        const std::int64_t features = std::min(feature_block, depth_ - k);
-        kernels_.pack_b_by_columns(from(candidates_, col + first, k), features, depth, packed_b_[thread]);
-        kernels_.multiply(coefficients.rows, features, depth, packed_a_[thread], packed_b_[thread], dx + k, depth_,
-                          Accumulate::yes);
-      }
+  // dx (rows, D) += C Y over one tile, in the features [begin, end); or = likewise.
+  void add_anchor_gradient(Tile<Real> coefficients, std::int64_t col, std::int64_t cols, std::int64_t begin,
+                           std::int64_t end, int thread, Real* dx, Accumulate accumulate) const {
+    for (std::int64_t k = begin; k < end; k += most_grad_features) {
+      const std::int64_t features = std::min(most_grad_features, end - k);
+      kernels_.pack_b_by_columns(from(candidates_, col, k), features, cols, packed_candidates_[thread]);
+      kernels_.multiply(coefficients.rows, features, cols, {coefficients.values, coefficients.width, Layout::by_lines},
+                        packed_candidates_[thread], dx + k, depth_, accumulate);
     }
   }
 
  private:
-  static constexpr ElementType real_type = sizeof(Real) == sizeof(float) ? ElementType::float32 : ElementType::float64;
-
   std::int64_t first_row(std::int64_t block) const { return window_.row_begin + block * row_block_; }
   std::int64_t block_rows(std::int64_t block) const { return std::min(row_block_, window_.row_end - first_row(block)); }
 
@@ -106,7 +99,6 @@ class Operands {
     const std::int64_t bytes = view.is_16_bit() ? 2 : std::int64_t(sizeof(Real));
     return {static_cast<const char*>(view.data) + (row * view.row_stride + k) * bytes, view.row_stride, view.type};
   }
-  static Strided from(Tile<Real> tile) { return {tile.values, tile.width, real_type}; }
 
   const EmbeddingView anchors_, candidates_;
   const std::int64_t depth_, row_block_;
@@ -114,7 +106,7 @@ class Operands {
   Window window_{};
   std::int64_t by_feature_stride_, by_row_stride_;  // between row blocks
   Real *anchors_by_feature_, *anchors_by_row_;
-  std::vector<Real*> packed_a_, packed_b_;  // by thread
+  std::vector<Real*> packed_candidates_;  // by thread
 };
 
 }  // namespace contrastile::cpu

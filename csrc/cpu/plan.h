@@ -24,15 +24,18 @@ struct Window {
 };
 
 struct Plan {
-  std::int64_t row_block;   // rows of one tile
-  std::int64_t col_block;   // columns of one tile; equal to row_block for one triangle
-  std::int64_t strip_rows;  // rows of a window
-  std::int64_t chunk_cols;  // columns of a window
-  std::int64_t grad_rows;   // rows of dX that one unit of work owns
+  std::int64_t row_block;      // rows of one tile
+  std::int64_t col_block;      // columns of one tile; equal to row_block for one triangle
+  std::int64_t strip_rows;     // rows of a window
+  std::int64_t chunk_cols;     // columns of a window
+  std::int64_t grad_rows;      // rows of dX that one unit of work owns,
+  std::int64_t grad_features;  // and features
 
   std::int64_t tiles_per_chunk() const { return ceil_div(chunk_cols, col_block); }
   std::int64_t blocks_per_strip() const { return ceil_div(strip_rows, row_block); }
-  std::int64_t grad_units() const { return ceil_div(strip_rows, grad_rows); }
+  std::int64_t grad_units(std::int64_t depth) const {
+    return ceil_div(strip_rows, grad_rows) * ceil_div(depth, grad_features);
+  }
 };
 
 struct PlanRequest {
@@ -42,12 +45,13 @@ struct PlanRequest {
   std::int64_t workspace_elements;
 };
 
-// A tile of float logits and its packed copy stay in a second-level cache of
-// 512 KiB or more.
-inline constexpr std::int64_t most_tile_rows = 288;
-inline constexpr std::int64_t most_tile_cols = depth_block;
-inline constexpr std::int64_t most_grad_rows = 1008;
-inline constexpr std::int64_t feature_block = 512;  // columns of dX that one unit adds to at a time
+// A tile of float logits stays in a second-level cache of 512 KiB or more.
+inline constexpr std::int64_t most_tile_rows = most_tile_width;  // of one triangle also its columns
+inline constexpr std::int64_t most_tile_cols = 256;
+// Columns of dX that are added to at a time; fewer than least_grad_features
+// would read coefficients more often than they are used.
+inline constexpr std::int64_t most_grad_features = 512;
+inline constexpr std::int64_t least_grad_features = 128;
 inline constexpr std::int64_t min_strip_rows = 128;
 inline constexpr std::int64_t row_partials_per_tile = 4;   // maximum, sum, mass, moment
 inline constexpr std::int64_t col_vectors_per_thread = 5;  // maximum, sum, shift, gain, mass
@@ -56,18 +60,21 @@ inline constexpr std::int64_t col_vectors_per_thread = 5;  // maximum, sum, shif
 // bit, is the same for any number.
 inline constexpr int usual_threads = 4;
 
-// Packed operands of one thread's products: a (coefficients) and b
-// (candidates).
-inline std::int64_t packed_a_elements(const Plan& plan) {
-  return std::max(round_up(plan.col_block, most_panel_rows) * plan.row_block,
-                  round_up(plan.grad_rows, most_panel_rows) * depth_block);
-}
-inline std::int64_t packed_b_elements(const Plan& plan) {
-  return round_up(std::max(plan.col_block, feature_block), most_panel_cols) * depth_block;
+// Candidates of one tile as one thread packs them: by features for S, by
+// columns for dX.
+inline std::int64_t packed_candidate_elements(const Plan& plan) {
+  return std::max(round_up(plan.col_block, most_panel_cols) * depth_block,
+                  round_up(std::min(plan.grad_features, most_grad_features), most_panel_cols) * plan.col_block);
 }
 
 inline std::int64_t thread_scratch_elements(const Plan& plan) {
-  return plan.col_block * col_vectors_per_thread + packed_a_elements(plan) + packed_b_elements(plan);
+  return plan.col_block * col_vectors_per_thread + packed_candidate_elements(plan);
+}
+
+// Logits of a window, tile columns one after another; products read past the
+// last row.
+inline std::int64_t score_elements(const Plan& plan) {
+  return plan.strip_rows * round_up(plan.chunk_cols, tile_width_multiple) + most_panel_rows * plan.col_block;
 }
 
 // Anchors of a window, packed as either operand.
@@ -79,8 +86,7 @@ inline std::int64_t packed_anchor_elements(const Plan& plan, std::int64_t depth)
 // What a window of strip_rows x chunk_cols takes: logits, partial sums, packed
 // anchors.
 inline std::int64_t window_elements(const Plan& plan, std::int64_t depth) {
-  const std::int64_t width = round_up(plan.chunk_cols, tile_width_multiple);
-  return plan.strip_rows * (width + row_partials_per_tile * plan.tiles_per_chunk()) +
+  return score_elements(plan) + plan.strip_rows * row_partials_per_tile * plan.tiles_per_chunk() +
          packed_anchor_elements(plan, depth);
 }
 
@@ -93,13 +99,19 @@ inline std::int64_t workspace_elements(const Plan& plan, std::int64_t depth, int
 
 inline Plan make_plan(const PlanRequest& request) {
   Plan plan;
-  plan.row_block = most_tile_rows;
   // Wide tiles amortise packing; narrow problems are cut finer so that there is
-  // work for every thread.
-  plan.col_block = request.triangle
-                       ? plan.row_block
-                       : std::clamp<std::int64_t>(round_up(ceil_div(request.cols, 8), 64), 128, most_tile_cols);
-  plan.grad_rows = most_grad_rows;
+  // work for every thread. Blocks of one triangle are whole panels both ways.
+  if (request.triangle) {
+    plan.row_block = std::clamp<std::int64_t>(round_up(ceil_div(request.rows, 6), 96), 96, most_tile_rows);
+    plan.col_block = plan.row_block;
+  } else {
+    plan.row_block = most_tile_rows;
+    plan.col_block = std::clamp<std::int64_t>(round_up(ceil_div(request.cols, 8), 64), 128, most_tile_cols);
+  }
+  // Units share out features first: candidates are then packed by one of them only.
+  std::int64_t feature_parts = std::clamp<std::int64_t>(request.depth / least_grad_features, 1, request.threads);
+  while (request.threads % feature_parts) --feature_parts;
+  plan.grad_features = round_up(ceil_div(request.depth, feature_parts), most_panel_cols);
   plan.chunk_cols = request.cols;
   plan.strip_rows = plan.row_block;
   const std::int64_t budget =
@@ -117,10 +129,7 @@ inline Plan make_plan(const PlanRequest& request) {
         std::max<std::int64_t>((budget - packed_anchor_elements(plan, request.depth)) / per_tile, 1);
     plan.chunk_cols = std::min(tiles * plan.col_block, request.cols);
   }
-  // As many units as threads, or a multiple: every one packs all candidates of the window.
-  const std::int64_t rounds = ceil_div(plan.strip_rows, request.threads * most_grad_rows);
-  plan.grad_rows =
-      std::min(round_up(ceil_div(plan.strip_rows, request.threads * rounds), most_panel_rows), most_grad_rows);
+  plan.grad_rows = round_up(ceil_div(plan.strip_rows, request.threads / feature_parts), most_panel_rows);
   return plan;
 }
 

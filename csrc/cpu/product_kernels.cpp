@@ -14,6 +14,8 @@ namespace {
 
 using contrastile::cpu::Accumulate;
 using contrastile::cpu::ElementType;
+using contrastile::cpu::Layout;
+using contrastile::cpu::LeftOperand;
 using contrastile::cpu::Strided;
 
 // Sums that stay in registers: 12 of 16 vectors, or 24 of the 32 that AVX-512
@@ -27,33 +29,70 @@ inline constexpr int panel_cols = panel_vectors * Lanes<Real>::count;
 // precision, a share of the second-level cache that a neighbour on the core leaves.
 inline constexpr std::int64_t cached_rows = 144;
 
-template <class Real>
-inline void multiply_panel(std::int64_t depth, const Real* a, const Real* b, Real* target, std::int64_t stride,
-                           std::int64_t rows, std::int64_t cols, Accumulate accumulate) {
+// Advances through the depth of `rows` rows of the left operand.
+template <class Real, Layout layout, int rows>
+class LeftPanel {
+ public:
+  LeftPanel(LeftOperand<Real> a, std::int64_t row, std::int64_t depth) : stride_(a.stride) {
+    if constexpr (layout == Layout::by_lines) {
+#pragma GCC unroll 4
+      for (int g = 0; g < groups; ++g) at_[g] = a.data + (row + g * group) * a.stride;
+    } else if constexpr (layout == Layout::by_columns) {
+      at_[0] = a.data + row;
+    } else {
+      at_[0] = a.data + row * depth;
+      stride_ = panel_rows;
+    }
+  }
+
+  Real operator[](int i) const {
+    if constexpr (layout == Layout::by_lines) return at_[i / group][i % group * stride_];
+    return at_[0][i];
+  }
+
+  void advance() {
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; ++g) at_[g] += layout == Layout::by_lines ? 1 : stride_;
+  }
+
+ private:
+  // A pointer for every few lines: their addresses then take one stride and its multiples.
+  static constexpr int group = layout != Layout::by_lines ? rows : rows % 4 ? 2 : 4;
+  static constexpr int groups = rows / group;
+  const Real* at_[groups];
+  std::int64_t stride_;
+};
+
+// kept: rows of the target, of the block's, that are there; likewise cols.
+template <class Real, Layout layout, int block_rows>
+inline void multiply_panel(LeftPanel<Real, layout, block_rows> a, std::int64_t depth, const Real* b, Real* target,
+                           std::int64_t stride, std::int64_t kept, std::int64_t cols, Accumulate accumulate) {
   constexpr int lanes = Lanes<Real>::count;
-  Vec<Real> sum[panel_rows][panel_vectors];
+  Vec<Real> sum[block_rows][panel_vectors];
 #pragma GCC unroll 16
-  for (int i = 0; i < panel_rows; ++i)
+  for (int i = 0; i < block_rows; ++i)
 #pragma GCC unroll 2
     for (int v = 0; v < panel_vectors; ++v) sum[i][v] = Vec<Real>{};
 #pragma GCC unroll 16
-  for (int i = 0; i < panel_rows; ++i) __builtin_prefetch(target + (i < rows ? i : 0) * stride, 1);
+  for (int i = 0; i < block_rows; ++i)
+#pragma GCC unroll 2
+    for (int v = 0; v < panel_vectors; ++v) __builtin_prefetch(target + (i < kept ? i : 0) * stride + v * lanes, 1);
 #pragma GCC unroll 4
   for (std::int64_t k = 0; k < depth; ++k) {
     const Vec<Real> b0 = load(b);
     const Vec<Real> b1 = load(b + lanes);
 #pragma GCC unroll 16
-    for (int i = 0; i < panel_rows; ++i) {
+    for (int i = 0; i < block_rows; ++i) {
       const Vec<Real> factor = splat<Real>(a[i]);
       sum[i][0] += factor * b0;
       sum[i][1] += factor * b1;
     }
-    a += panel_rows;
+    a.advance();
     b += panel_cols<Real>;
   }
-  if (rows == panel_rows && cols == panel_cols<Real>) {
+  if (kept == block_rows && cols == panel_cols<Real>) {
 #pragma GCC unroll 16
-    for (int i = 0; i < panel_rows; ++i)
+    for (int i = 0; i < block_rows; ++i)
 #pragma GCC unroll 2
       for (int v = 0; v < panel_vectors; ++v) {
         Real* to = target + i * stride + v * lanes;
@@ -61,26 +100,58 @@ inline void multiply_panel(std::int64_t depth, const Real* a, const Real* b, Rea
       }
     return;
   }
-  Real block[panel_rows][panel_cols<Real>];
+  Real block[block_rows][panel_cols<Real>];
 #pragma GCC unroll 16
-  for (int i = 0; i < panel_rows; ++i)
+  for (int i = 0; i < block_rows; ++i)
 #pragma GCC unroll 2
     for (int v = 0; v < panel_vectors; ++v) store(&block[i][v * lanes], sum[i][v]);
-  for (std::int64_t i = 0; i < rows; ++i)
+  for (std::int64_t i = 0; i < kept; ++i)
     for (std::int64_t j = 0; j < cols; ++j)
       target[i * stride + j] = accumulate == Accumulate::yes ? target[i * stride + j] + block[i][j] : block[i][j];
 }
 
+// Coefficients were written one phase before the product for dX, and may have left every cache since.
 template <class Real>
-void multiply(std::int64_t rows, std::int64_t cols, std::int64_t depth, const Real* a, const Real* b, Real* target,
-              std::int64_t stride, Accumulate accumulate) {
-  for (std::int64_t begin = 0; begin < rows; begin += cached_rows) {
-    const std::int64_t end = rows - begin < cached_rows ? rows : begin + cached_rows;
-    for (std::int64_t j = 0; j < cols; j += panel_cols<Real>)
-      for (std::int64_t i = begin; i < end; i += panel_rows)
-        multiply_panel<Real>(depth, a + i * depth, b + j * depth, target + i * stride + j, stride,
-                             rows - i < panel_rows ? rows - i : panel_rows,
-                             cols - j < panel_cols<Real> ? cols - j : panel_cols<Real>, accumulate);
+inline void prefetch_lines(LeftOperand<Real> a, std::int64_t begin, std::int64_t rows, std::int64_t depth) {
+  constexpr int cache_line = 64 / sizeof(Real);
+  const std::int64_t end = rows - begin < panel_rows ? rows : begin + panel_rows;
+  for (std::int64_t i = begin; i < end; ++i)
+    for (std::int64_t k = 0; k < depth; k += cache_line) __builtin_prefetch(a.data + i * a.stride + k);
+}
+
+template <class Real, Layout layout>
+void multiply_as(std::int64_t rows, std::int64_t cols, std::int64_t depth, LeftOperand<Real> a, const Real* b,
+                 Real* target, std::int64_t stride, Accumulate accumulate) {
+  constexpr int third = panel_rows / 3;
+  for (std::int64_t i = 0; i < rows; i += panel_rows) {
+    if constexpr (layout == Layout::by_lines) prefetch_lines(a, i + panel_rows, rows, depth);
+    const auto multiply_rows = [&]<int block_rows>() {
+      const std::int64_t kept = rows - i < block_rows ? rows - i : block_rows;
+      for (std::int64_t j = 0; j < cols; j += panel_cols<Real>)
+        multiply_panel<Real, layout, block_rows>({a, i, depth}, depth, b + j * depth, target + i * stride + j, stride,
+                                                 kept, cols - j < panel_cols<Real> ? cols - j : panel_cols<Real>,
+                                                 accumulate);
+    };
+    // Few rows at the end take no longer than they must.
+    if (rows - i > 2 * third)
+      multiply_rows.template operator()<panel_rows>();
+    else if (rows - i > third)
+      multiply_rows.template operator()<2 * third>();
+    else
+      multiply_rows.template operator()<third>();
+  }
+}
+
+template <class Real>
+void multiply(std::int64_t rows, std::int64_t cols, std::int64_t depth, LeftOperand<Real> a, const Real* b,
+              Real* target, std::int64_t stride, Accumulate accumulate) {
+  switch (a.layout) {
+    case Layout::packed:
+      return multiply_as<Real, Layout::packed>(rows, cols, depth, a, b, target, stride, accumulate);
+    case Layout::by_lines:
+      return multiply_as<Real, Layout::by_lines>(rows, cols, depth, a, b, target, stride, accumulate);
+    case Layout::by_columns:
+      return multiply_as<Real, Layout::by_columns>(rows, cols, depth, a, b, target, stride, accumulate);
   }
 }
 
@@ -224,7 +295,6 @@ constexpr contrastile::cpu::ProductKernels<Real> all_kernels() {
           panel_cols<Real>,
           pack_lines<Real, panel_rows>,
           pack_lines<Real, panel_cols<Real>>,
-          pack_columns<Real, panel_rows>,
           pack_columns<Real, panel_cols<Real>>,
           multiply<Real>};
 }

@@ -9,10 +9,10 @@
 //     bound        the matrix products; measured in bench/
 //
 // A window of logits (plan.h) lies in the workspace tile column by tile column,
-// each row-major of its own width. A thread takes a tile column: block of rows
-// by block of rows, while they are in its cache, it forms the logits, turns
-// them into coefficients in place, and adds C^T X to rows of dY that nobody
-// else touches. dX needs all columns, so it follows when the whole window holds
+// each row-major of its own width. A thread takes a tile column and forms its
+// logits, with the candidates in its cache; then, block of rows by block of
+// rows, it turns them into coefficients in place and adds C^T X to rows of dY
+// that nobody else touches, with those in its cache. dX needs all columns, so it follows when the whole window holds
 // coefficients, by blocks of rows. Every sum thus has one owner and one order:
 // results do not depend on the number of threads.
 #pragma once
@@ -47,7 +47,7 @@ class TileSweep {
                          execution.workspace_bytes / std::int64_t(sizeof(Real))})),
         grid_(plan_, triangle_),
         windows_(windows_of(plan_, rows_, cols_, triangle_)),
-        team_(int(std::min<std::int64_t>(execution.threads, std::max(plan_.tiles_per_chunk(), plan_.grad_units())))),
+        team_(int(std::min<std::int64_t>(execution.threads, std::max(plan_.tiles_per_chunk(), plan_.grad_units(depth_))))),
         workspace_(workspace_elements(plan_, depth_, team_.threads())),
         operands_(problem.anchors, problem.candidates, plan_, workspace_, team_.threads()),
         row_max_(rows_, minus_infinity<Real>),
@@ -59,7 +59,7 @@ class TileSweep {
         col_mass_(cols_, 0.0),
         row_moment_(rows_, 0.0) {
     const std::int64_t partials = plan_.strip_rows * plan_.tiles_per_chunk();
-    scores_ = workspace_.take(plan_.strip_rows * round_up(plan_.chunk_cols, tile_width_multiple));
+    scores_ = workspace_.take(score_elements(plan_));
     partial_max_ = workspace_.take(partials);
     partial_sum_ = workspace_.take(partials);
     partial_mass_ = workspace_.take(partials);
@@ -90,7 +90,7 @@ class TileSweep {
   }
 
   void gradient(const GivenWeights<Real>& weights, const PairGrads<Real>& grads, bool row_stats, bool col_stats) {
-    begin_gradient(grads);
+    begin_gradient(grads, false);
     for (const Window& window : windows_) {
       open(window);
       score_and_weigh(weights, grads, row_stats, col_stats);
@@ -99,9 +99,10 @@ class TileSweep {
   }
 
   void softmax_gradient(bool columns, double gain, const PairGrads<Real>& grads) {
-    begin_gradient(grads);
     SoftmaxWeights<Real> softmax(rows_, columns ? cols_ : 0, problem_.positives, triangle_, gain);
-    if (!columns && !triangle_ && plan_.chunk_cols == cols_) {  // a row's normaliser is known within its strip
+    const bool in_one_sweep = !columns && !triangle_ && plan_.chunk_cols == cols_;
+    begin_gradient(grads, !in_one_sweep);
+    if (in_one_sweep) {  // a row's normaliser is known within its strip
       for (const Window& window : windows_) {
         open(window);
         score_window(true, false);
@@ -157,20 +158,28 @@ class TileSweep {
   // ---- phases
   // --------------------------------------------------------------------------------------
 
-  void begin_gradient(const PairGrads<Real>& grads) {
+  // Whoever comes first to a part of dX or dY writes it, the others add; of one triangle all add to zeros.
+  void begin_gradient(const PairGrads<Real>& grads, bool backwards) {
     towards_candidates_ = candidate_gradient(grads) != nullptr;
-    set_to_zero(grads.dx, rows_);
-    set_to_zero(grads.dy, cols_);
+    backwards_ = backwards;
+    if (!triangle_ || !grads.dx) return;
+    constexpr std::int64_t rows_per_unit = 64;
+    team_.for_each(ceil_div(rows_, rows_per_unit), [&](std::int64_t unit, int) {
+      const std::int64_t first = unit * rows_per_unit;
+      std::fill_n(grads.dx + first * depth_, std::min(rows_per_unit, rows_ - first) * depth_, Real(0));
+    });
   }
 
-  // By this team: a framework's own parallel fill would leave its threads spinning beside ours.
-  void set_to_zero(Real* gradient, std::int64_t rows) {
-    if (!gradient) return;
-    constexpr std::int64_t rows_per_unit = 256;
-    team_.for_each(ceil_div(rows, rows_per_unit), [&](std::int64_t unit, int) {
-      const std::int64_t first = unit * rows_per_unit;
-      std::fill_n(gradient + first * depth_, std::min(rows_per_unit, rows - first) * depth_, Real(0));
-    });
+  Accumulate onto_anchors(std::int64_t tile) const {
+    const Window& window = grid_.window();
+    const bool first = tile == 0 && (backwards_ ? window.col_end == cols_ : window.col_begin == 0);
+    return first && !triangle_ ? Accumulate::no : Accumulate::yes;
+  }
+
+  Accumulate onto_candidates(std::int64_t block) const {
+    const Window& window = grid_.window();
+    const bool first = block == 0 && (backwards_ ? window.row_end == rows_ : window.row_begin == 0);
+    return first && !triangle_ ? Accumulate::no : Accumulate::yes;
   }
 
   void open(const Window& window) {
@@ -178,25 +187,30 @@ class TileSweep {
     operands_.open(window, towards_candidates_, team_);
   }
 
+  // The longest tile columns of a triangle come first, so that no thread ends with one.
+  template <class Work>
+  void for_each_tile(const Work& work) {
+    const std::int64_t last = grid_.tile_count() - 1;
+    team_.for_each(last + 1, [&](std::int64_t unit, int thread) { work(triangle_ ? last - unit : unit, thread); });
+  }
+
   void score_window(bool row_stats, bool col_stats) {
-    team_.for_each(grid_.tile_count(), [&](std::int64_t tile, int thread) {
-      score(tile, thread, row_stats, col_stats, [](std::int64_t) {});
-    });
+    for_each_tile([&](std::int64_t tile, int thread) { score(tile, thread, row_stats, col_stats); });
   }
 
   void score_and_weigh(const GivenWeights<Real>& weights, const PairGrads<Real>& grads, bool row_stats,
                        bool col_stats) {
-    team_.for_each(grid_.tile_count(), [&](std::int64_t tile, int thread) {
+    for_each_tile([&](std::int64_t tile, int thread) {
       load_col_weights(tile, weights, thread);
-      score(tile, thread, row_stats, col_stats,
-            [&](std::int64_t block) { weigh(tile, block, weights, grads, thread); });
+      score(tile, thread, row_stats, col_stats);
+      for (std::int64_t block = 0; block < grid_.blocks_of(tile); ++block) weigh(tile, block, weights, grads, thread);
     });
     if (row_stats) merge_row_statistics();
     finish_window(grads);
   }
 
   void weigh_scored(const GivenWeights<Real>& weights, const PairGrads<Real>& grads) {
-    team_.for_each(grid_.tile_count(), [&](std::int64_t tile, int thread) {
+    for_each_tile([&](std::int64_t tile, int thread) {
       load_col_weights(tile, weights, thread);
       for (std::int64_t block = 0; block < grid_.blocks_of(tile); ++block) weigh(tile, block, weights, grads, thread);
     });
@@ -206,24 +220,20 @@ class TileSweep {
   void finish_window(const PairGrads<Real>& grads) {
     team_.for_each(grid_.block_count(), [&](std::int64_t block, int) { add_row_sums(block); });
     if (!grads.dx) return;
-    team_.for_each(ceil_div(grid_.window().rows(), plan_.grad_rows),
+    team_.for_each(plan_.grad_units(depth_),
                    [&](std::int64_t unit, int thread) { add_anchor_gradient(unit, grads.dx, thread); });
   }
 
   // ---- one tile
   // ------------------------------------------------------------------------------------
 
-  // Logits of a tile column; then(block) follows each row block while it is in
-  // the cache.
-  template <class Then>
-  void score(std::int64_t tile, int thread, bool row_stats, bool col_stats, const Then& then) {
+  // Logits of a tile column, finished block by block while they are in the
+  // cache.
+  void score(std::int64_t tile, int thread, bool row_stats, bool col_stats) {
     operands_.products(
         grid_.tile_begin(tile), grid_.tile_cols(tile), grid_.blocks_of(tile), thread,
         [&](std::int64_t block) { return grid_.tile_at(tile, block); },
-        [&](std::int64_t block) {
-          finish_logits(tile, block, thread, row_stats, col_stats);
-          then(block);
-        });
+        [&](std::int64_t block) { finish_logits(tile, block, thread, row_stats, col_stats); });
   }
 
   void finish_logits(std::int64_t tile, std::int64_t block, int thread, bool row_stats, bool col_stats) {
@@ -255,7 +265,7 @@ class TileSweep {
     const std::int64_t col = grid_.tile_begin(tile), cols = grid_.tile_cols(tile);
     std::copy_n(weights.col_shift + col, cols, scratch.col_shift);
     std::copy_n(weights.col_gain + col, cols, scratch.col_gain);
-    std::fill(scratch.col_shift + cols, scratch.col_shift + plan_.col_block, Real(0));
+    std::fill(scratch.col_shift + cols, scratch.col_shift + plan_.col_block, -minus_infinity<Real>);
     std::fill(scratch.col_gain + cols, scratch.col_gain + plan_.col_block, Real(0));
   }
 
@@ -272,7 +282,8 @@ class TileSweep {
       std::fill_n(scratch.col_mass, plan_.col_block, Real(0));
       col_term = {scratch.col_shift, scratch.col_gain, scratch.col_mass};
     }
-    kernels_.weigh(logits, problem_.scale + row, row_term, col_term, weights.function, partial_moment_ + partial);
+    kernels_.weigh(logits, problem_.scale + row, partial_max_ + partial, row_term, col_term, weights.function,
+                   partial_moment_ + partial);
     if (!weights.row_shift) std::fill_n(partial_mass_ + partial, logits.rows, Real(0));
     // On the diagonal of one triangle the mirror image is in the same tile, and
     // rows have counted it.
@@ -287,22 +298,27 @@ class TileSweep {
     }
     Real* dy = candidate_gradient(grads);
     if (dy && !grid_.on_diagonal(tile, block))
-      operands_.add_candidate_gradient(logits, cols, block, thread, dy + col * depth_);
+      operands_.add_candidate_gradient(logits, cols, block, dy + col * depth_, onto_candidates(block));
   }
 
   // Of one triangle, dY is dX: pairs above the diagonal count towards both
   // their ends.
   Real* candidate_gradient(const PairGrads<Real>& grads) const { return triangle_ ? grads.dx : grads.dy; }
 
-  // dX += scale C Y for one unit of rows, tile after tile.
+  // dX += scale C Y for one unit of rows and features, tile after tile.
   void add_anchor_gradient(std::int64_t unit, Real* dx, int thread) {
-    const std::int64_t first = unit * plan_.grad_rows;
+    const std::int64_t feature_parts = ceil_div(depth_, plan_.grad_features);
+    const std::int64_t first = unit / feature_parts * plan_.grad_rows;
     const std::int64_t end = std::min(first + plan_.grad_rows, grid_.window().rows());
+    if (first >= end) return;  // of a shorter last window
+    const std::int64_t feature = unit % feature_parts * plan_.grad_features;
+    const std::int64_t feature_end = std::min(feature + plan_.grad_features, depth_);
     Real* target = dx + (grid_.window().row_begin + first) * depth_;
     for (std::int64_t tile = grid_.first_tile_of(first / plan_.row_block); tile < grid_.tile_count(); ++tile) {
       const std::int64_t rows = std::min(end, grid_.rows_of(tile)) - first;
+      if (rows <= 0) continue;
       operands_.add_anchor_gradient(grid_.tile_at(tile, first, rows), grid_.tile_begin(tile), grid_.tile_cols(tile),
-                                    thread, target);
+                                    feature, feature_end, thread, target, onto_anchors(tile));
     }
   }
 
@@ -352,7 +368,7 @@ class TileSweep {
   const PairProblem<Real> problem_;
   const std::int64_t rows_, cols_, depth_;
   const bool triangle_;
-  bool towards_candidates_ = false;
+  bool towards_candidates_ = false, backwards_ = false;
   const Plan plan_;
   TileGrid<Real> grid_;
   const std::vector<Window> windows_;

@@ -1,9 +1,15 @@
 // The tile kernels, compiled once per instruction set (CONTRASTILE_ISA names
 // it).
 //
-// work   one to four exponentials a pair, against 2 D to 6 D flop of products:
-// at D = 512 about 1 % bound  the arithmetic of the exponential; tiles are
-// sized to stay in the second-level cache
+// work   one exponential a pair in the statistics and one in the coefficients,
+//        against 2 D to 6 D flop of products
+// bound  the arithmetic of the exponential; tiles are sized to stay in the
+//        second-level cache
+//
+// Where rows and columns both need exponentials, they share exp(s - m) with the
+// tile's largest logit m: exp(s - a) = exp(s - m) exp(m - a), the last factor
+// once a row or column. That is exact while m is at most `widest` above every
+// a; a tile in which it is not takes an exponential for each.
 #include "vector_kernels.h"
 
 #include <chrono>
@@ -12,6 +18,7 @@
 
 namespace {
 
+using contrastile::cpu::most_tile_width;
 using contrastile::cpu::Tile;
 using contrastile::cpu::WeightFunction;
 using contrastile::cpu::WeightTerm;
@@ -35,12 +42,71 @@ void scale_and_maxima(Tile<Real> tile, const Real* row_scale, Real* row_max, Rea
   }
 }
 
+// exp(s - m) is a normal number for every s that matters beside a value as low as m - widest.
+template <class Real>
+inline constexpr Real widest = 40;
+
+// The tile's largest logit, or 0 if it has none.
+template <class Real>
+inline Real shift_of_tile(const Real* row_max, std::int64_t rows) {
+  const Real none = -__builtin_inff();
+  Real largest = none;
+  for (std::int64_t i = 0; i < rows; ++i) largest = row_max[i] > largest ? row_max[i] : largest;
+  return largest == none ? Real(0) : largest;
+}
+
+template <class Real>
+inline Real smallest_of(const Real* values, std::int64_t count) {
+  Real smallest = __builtin_inff();
+  for (std::int64_t i = 0; i < count; ++i) smallest = values[i] < smallest ? values[i] : smallest;
+  return smallest;
+}
+
+// The same over maxima, leaving out those of no elements.
+template <class Real>
+inline Real smallest_maximum(const Real* maxima, std::int64_t count) {
+  const Real none = -__builtin_inff();
+  Real smallest = __builtin_inff();
+  for (std::int64_t i = 0; i < count; ++i)
+    smallest = maxima[i] < smallest && maxima[i] != none ? maxima[i] : smallest;
+  return smallest;
+}
+
+template <class Real>
+inline Vec<Real> finite_shift(Vec<Real> maximum) {
+  return maximum == splat<Real>(-__builtin_inff()) ? Vec<Real>{} : maximum;
+}
+
+template <class Real>
+void exp_sums_sharing(Tile<Real> tile, Real shift, const Real* row_max, Real* row_sum, const Real* col_max,
+                      Real* col_sum) {
+  constexpr int lanes = Lanes<Real>::count;
+  for (std::int64_t j = 0; j < tile.width; ++j) col_sum[j] = 0;
+  for (std::int64_t i = 0; i < tile.rows; ++i) {
+    const Real* row = tile.values + i * tile.width;
+    Vec<Real> sum{};
+    for (std::int64_t j = 0; j < tile.width; j += lanes) {
+      const Vec<Real> exponential = bounded_exponential<Real>(load(row + j) - shift);
+      sum += exponential;
+      store(col_sum + j, load(col_sum + j) + exponential);
+    }
+    row_sum[i] = sum_of_lanes<Real>(sum) * bounded_exponential<Real>(shift - finite_shift<Real>(splat<Real>(row_max[i])))[0];
+  }
+  for (std::int64_t j = 0; j < tile.width; j += lanes)
+    store(col_sum + j, load(col_sum + j) * bounded_exponential<Real>(shift - finite_shift<Real>(load(col_max + j))));
+}
+
 template <class Real>
 void exp_sums(Tile<Real> tile, const Real* row_max, Real* row_sum, const Real* col_max, Real* col_sum) {
   constexpr int lanes = Lanes<Real>::count;
   const Real none = -__builtin_inff();
-  if (col_sum)
+  if (col_sum) {
+    const Real shift = shift_of_tile(row_max, tile.rows);
+    if (shift - smallest_maximum(row_max, tile.rows) <= widest<Real> &&
+        shift - smallest_maximum(col_max, tile.width) <= widest<Real>)
+      return exp_sums_sharing(tile, shift, row_max, row_sum, col_max, col_sum);
     for (std::int64_t j = 0; j < tile.width; ++j) col_sum[j] = 0;
+  }
   for (std::int64_t i = 0; i < tile.rows; ++i) {
     const Real* row = tile.values + i * tile.width;
     const Real shift = row_max[i] == none ? Real(0) : row_max[i];
@@ -49,9 +115,7 @@ void exp_sums(Tile<Real> tile, const Real* row_max, Real* row_sum, const Real* c
       const Vec<Real> s = load(row + j);
       sum += bounded_exponential<Real>(s - shift);
       if (col_sum) {
-        const Vec<Real> largest = load(col_max + j);
-        const Vec<Real> col_shift = largest == splat<Real>(none) ? Vec<Real>{} : largest;
-        store(col_sum + j, load(col_sum + j) + bounded_exponential<Real>(s - col_shift));
+        store(col_sum + j, load(col_sum + j) + bounded_exponential<Real>(s - finite_shift<Real>(load(col_max + j))));
       }
     }
     row_sum[i] = sum_of_lanes<Real>(sum);
@@ -99,26 +163,67 @@ void weigh_as(Tile<Real> tile, const Real* row_scale, WeightTerm<Real> row, Weig
   }
 }
 
+// Both directions from exp(s - shift), shift at most `widest` above every other shift and, where a cap is set, none.
+template <class Real>
+void weigh_sharing(Tile<Real> tile, Real shift, const Real* row_scale, WeightTerm<Real> row, WeightTerm<Real> col,
+                   Real* row_moment) {
+  using L = Lanes<Real>;
+  Real col_factor[most_tile_width], col_gain[most_tile_width];
+  for (std::int64_t j = 0; j < tile.width; j += L::count) {
+    const Vec<Real> factor = bounded_exponential<Real>(shift - load(col.shift + j));
+    store(col_factor + j, factor);
+    store(col_gain + j, factor * load(col.gain + j));
+  }
+  for (std::int64_t i = 0; i < tile.rows; ++i) {
+    Real* values = tile.values + i * tile.width;
+    const Real row_factor = bounded_exponential<Real>(splat<Real>(shift - row.shift[i]))[0];
+    const Real row_gain = row_factor * row.gain[i];
+    Vec<Real> mass{};
+    Vec<Real> moment{};
+    for (std::int64_t j = 0; j < tile.width; j += L::count) {
+      const Vec<Real> s = load(values + j);
+      const Vec<Real> exponential = bounded_exponential<Real>(s - shift);
+      const Vec<Real> coefficient = exponential * (row_gain + load(col_gain + j));
+      mass += exponential;
+      store(col.mass + j, load(col.mass + j) + exponential);
+      moment += coefficient * at_least<Real>(s, L::lowest);
+      store(values + j, coefficient * row_scale[i]);
+    }
+    row.mass[i] = sum_of_lanes<Real>(mass) * row_factor;
+    row_moment[i] = sum_of_lanes<Real>(moment);
+  }
+  for (std::int64_t j = 0; j < tile.width; j += L::count)
+    store(col.mass + j, load(col.mass + j) * load(col_factor + j));
+}
+
 template <class Real, WeightFunction function>
-void weigh_with(Tile<Real> tile, const Real* row_scale, WeightTerm<Real> row, WeightTerm<Real> col, Real* row_moment) {
-  if (row.shift && col.shift)
+void weigh_with(Tile<Real> tile, const Real* row_scale, const Real* row_max, WeightTerm<Real> row,
+                WeightTerm<Real> col, Real* row_moment) {
+  if (row.shift && col.shift) {
+    const Real shift = shift_of_tile(row_max, tile.rows);
+    const Real row_spread = shift - smallest_of(row.shift, tile.rows);
+    const Real col_spread = shift - smallest_of(col.shift, tile.width);
+    constexpr Real most = function == WeightFunction::capped ? Real(0) : widest<Real>;
+    if (row_spread <= most && col_spread <= most)
+      return weigh_sharing(tile, shift, row_scale, row, col, row_moment);
     weigh_as<Real, true, true, function>(tile, row_scale, row, col, row_moment);
-  else if (row.shift)
+  } else if (row.shift) {
     weigh_as<Real, true, false, function>(tile, row_scale, row, col, row_moment);
-  else
+  } else {
     weigh_as<Real, false, true, function>(tile, row_scale, row, col, row_moment);
+  }
 }
 
 template <class Real>
-void weigh(Tile<Real> tile, const Real* row_scale, WeightTerm<Real> row, WeightTerm<Real> col, WeightFunction function,
-           Real* row_moment) {
+void weigh(Tile<Real> tile, const Real* row_scale, const Real* row_max, WeightTerm<Real> row, WeightTerm<Real> col,
+           WeightFunction function, Real* row_moment) {
   switch (function) {
     case WeightFunction::exponential:
-      return weigh_with<Real, WeightFunction::exponential>(tile, row_scale, row, col, row_moment);
+      return weigh_with<Real, WeightFunction::exponential>(tile, row_scale, row_max, row, col, row_moment);
     case WeightFunction::capped:
-      return weigh_with<Real, WeightFunction::capped>(tile, row_scale, row, col, row_moment);
+      return weigh_with<Real, WeightFunction::capped>(tile, row_scale, row_max, row, col, row_moment);
     case WeightFunction::softmax:
-      return weigh_with<Real, WeightFunction::softmax>(tile, row_scale, row, col, row_moment);
+      return weigh_with<Real, WeightFunction::softmax>(tile, row_scale, row_max, row, col, row_moment);
   }
 }
 

@@ -14,6 +14,7 @@
 namespace contrastile::cpu {
 
 inline constexpr std::int64_t tile_width_multiple = 32;
+inline constexpr std::int64_t most_tile_width = 288;
 
 template <class Real>
 struct Tile {
@@ -49,9 +50,10 @@ struct VectorKernels {
   // maximum of -inf counts as 0.
   void (*exp_sums)(Tile<Real>, const Real* row_max, Real* row_sum, const Real* col_max, Real* col_sum);
 
-  // values = row_scale * C(values), row_moment[i] = sum_j C_ij s_ij.
-  void (*weigh)(Tile<Real>, const Real* row_scale, WeightTerm<Real> row, WeightTerm<Real> col, WeightFunction,
-                Real* row_moment);
+  // values = row_scale * C(values), row_moment[i] = sum_j C_ij s_ij. row_max:
+  // the largest value of each row.
+  void (*weigh)(Tile<Real>, const Real* row_scale, const Real* row_max, WeightTerm<Real> row, WeightTerm<Real> col,
+                WeightFunction, Real* row_moment);
 
   // values = -inf where the group ids agree.
   void (*mask_equal_groups)(Tile<Real>, const std::int64_t* row_groups, const std::int64_t* col_groups,

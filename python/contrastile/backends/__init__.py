@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,6 +101,8 @@ def workspace_bytes() -> int:
 def set_workspace(size: int) -> None:
     """Bounds the memory that a sweep uses for tiles of logits, in bytes, for all threads.
 
+    What a backend keeps of it from one sweep to the next is given back.
+
     Raises:
         ValueError: size is not a positive number of bytes.
     """
@@ -107,6 +110,9 @@ def set_workspace(size: int) -> None:
     if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
         raise ValueError(f"workspace is {size!r}: expected a positive number of bytes")
     _workspace_bytes = size
+    cpu = sys.modules.get(MODULES["cpu"])  # not loaded, it keeps nothing
+    if cpu is not None:
+        cpu.release_workspace()
 
 
 def _workspace_of_environment() -> int:

@@ -36,6 +36,12 @@ def unavailable_reason() -> str | None:
     return None
 
 
+def release_workspace() -> None:
+    """Gives back the memory that is kept from one sweep for the next."""
+    if unavailable_reason() is None:
+        _extension().release_workspace()
+
+
 def pair_stats(problem: PairProblem, *, columns: bool = False, ranks: bool = False) -> PairStats:
     if ranks and problem.self_similarity:
         problem = replace(problem, self_similarity=False)  # a rank needs the whole row
