@@ -10,11 +10,13 @@
 //
 // A window of logits (plan.h) lies in the workspace tile column by tile column,
 // each row-major of its own width. A thread takes a tile column and forms its
-// logits, with the candidates in its cache; then, block of rows by block of
-// rows, it turns them into coefficients in place and adds C^T X to rows of dY
-// that nobody else touches, with those in its cache. dX needs all columns, so it follows when the whole window holds
-// coefficients, by blocks of rows. Every sum thus has one owner and one order:
-// results do not depend on the number of threads.
+// logits, with the candidates in its cache. When the window holds logits, a
+// thread again takes a tile column and, block of rows by block of rows, turns
+// them into coefficients in place and adds C^T X to rows of dY that nobody else
+// touches, with those in its cache. dX needs all columns, so it follows when
+// the whole window holds coefficients, by blocks of features and rows. Every
+// sum thus has one owner and one order: results do not depend on the number of
+// threads.
 #pragma once
 
 #include <algorithm>
@@ -93,7 +95,9 @@ class TileSweep {
     begin_gradient(grads, false);
     for (const Window& window : windows_) {
       open(window);
-      score_and_weigh(weights, grads, row_stats, col_stats);
+      score_window(row_stats, col_stats);
+      if (row_stats) merge_row_statistics();
+      weigh_scored(weights, grads);
     }
     if (row_stats) fold_triangle();
   }
@@ -123,7 +127,8 @@ class TileSweep {
     weigh_scored(softmax.weights(), grads);
     for (std::size_t k = windows_.size() - 1; k-- > 0;) {
       open(windows_[k]);
-      score_and_weigh(softmax.weights(), grads, false, false);
+      score_window(false, false);
+      weigh_scored(softmax.weights(), grads);
     }
   }
 
@@ -196,17 +201,6 @@ class TileSweep {
 
   void score_window(bool row_stats, bool col_stats) {
     for_each_tile([&](std::int64_t tile, int thread) { score(tile, thread, row_stats, col_stats); });
-  }
-
-  void score_and_weigh(const GivenWeights<Real>& weights, const PairGrads<Real>& grads, bool row_stats,
-                       bool col_stats) {
-    for_each_tile([&](std::int64_t tile, int thread) {
-      load_col_weights(tile, weights, thread);
-      score(tile, thread, row_stats, col_stats);
-      for (std::int64_t block = 0; block < grid_.blocks_of(tile); ++block) weigh(tile, block, weights, grads, thread);
-    });
-    if (row_stats) merge_row_statistics();
-    finish_window(grads);
   }
 
   void weigh_scored(const GivenWeights<Real>& weights, const PairGrads<Real>& grads) {
