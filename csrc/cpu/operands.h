@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "embeddings.h"
@@ -36,9 +37,9 @@ class Operands {
   void open(const Window& window, bool towards_candidates, Team& team) {
     window_ = window;
     const std::int64_t blocks = ceil_div(window.rows(), row_block_);
-    team.for_each(towards_candidates ? 2 * blocks : blocks, [&](std::int64_t unit, int) {
-      const std::int64_t block = unit % blocks;
-      unit < blocks ? pack_by_feature(block) : pack_by_row(block);
+    team.for_each(blocks * parts_of_block, [&](std::int64_t unit, int) {
+      pack_by_feature(unit / parts_of_block, unit % parts_of_block);
+      if (towards_candidates) pack_by_row(unit / parts_of_block, unit % parts_of_block);
     });
   }
 
@@ -80,19 +81,34 @@ class Operands {
   }
 
  private:
+  // So that a batch of one block is packed by all threads.
+  static constexpr std::int64_t parts_of_block = 4;
+
   std::int64_t first_row(std::int64_t block) const { return window_.row_begin + block * row_block_; }
   std::int64_t block_rows(std::int64_t block) const { return std::min(row_block_, window_.row_end - first_row(block)); }
 
-  void pack_by_feature(std::int64_t block) const {
+  void pack_by_feature(std::int64_t block, std::int64_t part) const {
     const std::int64_t rows = block_rows(block), padded = round_up(rows, kernels_.panel_rows);
-    for (std::int64_t k = 0; k < depth_; k += depth_block)
-      kernels_.pack_a_by_lines(from(anchors_, first_row(block), k), rows, std::min(depth_block, depth_ - k),
-                               anchors_by_feature_ + block * by_feature_stride_ + padded * k);
+    const auto [first, count] = share(rows, kernels_.panel_rows, part);
+    for (std::int64_t k = 0; k < depth_ && count > 0; k += depth_block) {
+      const std::int64_t depth = std::min(depth_block, depth_ - k);
+      kernels_.pack_a_by_lines(from(anchors_, first_row(block) + first, k), count, depth,
+                               anchors_by_feature_ + block * by_feature_stride_ + padded * k + first * depth);
+    }
   }
 
-  void pack_by_row(std::int64_t block) const {
-    kernels_.pack_b_by_columns(from(anchors_, first_row(block), 0), depth_, block_rows(block),
-                               anchors_by_row_ + block * by_row_stride_);
+  void pack_by_row(std::int64_t block, std::int64_t part) const {
+    const std::int64_t rows = block_rows(block);
+    const auto [first, count] = share(depth_, kernels_.panel_cols, part);
+    if (count <= 0) return;
+    kernels_.pack_b_by_columns(from(anchors_, first_row(block), first), count, rows,
+                               anchors_by_row_ + block * by_row_stride_ + first * rows);
+  }
+
+  // (first, count) of one part of `lines`, in whole panels but for the last.
+  static std::pair<std::int64_t, std::int64_t> share(std::int64_t lines, std::int64_t panel, std::int64_t part) {
+    const std::int64_t most = round_up(ceil_div(lines, parts_of_block), panel);
+    return {part * most, std::min(most, lines - part * most)};
   }
 
   static Strided from(const EmbeddingView& view, std::int64_t row, std::int64_t k) {

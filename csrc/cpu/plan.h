@@ -41,6 +41,7 @@ struct Plan {
 struct PlanRequest {
   std::int64_t rows, cols, depth;
   bool triangle;
+  bool whole_rows;  // windows hold all columns, unless not even a few rows of them fit
   int threads;
   std::int64_t workspace_elements;
 };
@@ -53,6 +54,8 @@ inline constexpr std::int64_t most_tile_cols = 256;
 inline constexpr std::int64_t most_grad_features = 512;
 inline constexpr std::int64_t least_grad_features = 128;
 inline constexpr std::int64_t min_strip_rows = 128;
+// Candidates of a window are packed for each product, which as many rows pay for.
+inline constexpr std::int64_t good_strip_rows = 5 * most_tile_rows;
 inline constexpr std::int64_t row_partials_per_tile = 4;   // maximum, sum, mass, moment
 inline constexpr std::int64_t col_vectors_per_thread = 5;  // maximum, sum, shift, gain, mass
 
@@ -97,6 +100,19 @@ inline std::int64_t workspace_elements(const Plan& plan, std::int64_t depth, int
          threads * (thread_scratch_elements(plan) + (col_vectors_per_thread + 2) * line);
 }
 
+// Tiles beside one another in a window of the plan's rows.
+inline std::int64_t fitting_tiles(const Plan& plan, const PlanRequest& request, std::int64_t budget) {
+  const std::int64_t per_tile = plan.strip_rows * (plan.col_block + row_partials_per_tile);
+  return (budget - packed_anchor_elements(plan, request.depth)) / per_tile;
+}
+
+// As many columns as fit, evenly over the windows beside one another.
+inline void cut_columns(Plan& plan, const PlanRequest& request, std::int64_t budget) {
+  const std::int64_t tiles = ceil_div(request.cols, plan.col_block);
+  const std::int64_t windows = ceil_div(tiles, std::max<std::int64_t>(fitting_tiles(plan, request, budget), 1));
+  plan.chunk_cols = std::min(ceil_div(tiles, windows) * plan.col_block, request.cols);
+}
+
 inline Plan make_plan(const PlanRequest& request) {
   Plan plan;
   // Wide tiles amortise packing; narrow problems are cut finer so that there is
@@ -113,21 +129,24 @@ inline Plan make_plan(const PlanRequest& request) {
   while (request.threads % feature_parts) --feature_parts;
   plan.grad_features = round_up(ceil_div(request.depth, feature_parts), most_panel_cols);
   plan.chunk_cols = request.cols;
-  plan.strip_rows = plan.row_block;
   const std::int64_t budget =
       request.workspace_elements - std::max(request.threads, usual_threads) * thread_scratch_elements(plan);
+  plan.strip_rows = good_strip_rows;
+  const bool fits_good_strip = fitting_tiles(plan, request, budget) * plan.col_block >= good_strip_rows;
+  plan.strip_rows = plan.row_block;
   const std::int64_t fitting_blocks = std::max<std::int64_t>(budget / window_elements(plan, request.depth), 0);
   if (fitting_blocks * plan.row_block >= request.rows) {
     plan.strip_rows = request.rows;
+  } else if (!request.triangle && !request.whole_rows && fits_good_strip &&
+             fitting_blocks * plan.row_block < good_strip_rows && good_strip_rows < request.rows) {
+    plan.strip_rows = good_strip_rows;
+    cut_columns(plan, request, budget);
   } else if (fitting_blocks >= 1) {
     const std::int64_t strips = ceil_div(request.rows, fitting_blocks * plan.row_block);
     plan.strip_rows = round_up(ceil_div(request.rows, strips), plan.row_block);
   } else {
     if (!request.triangle) plan.strip_rows = std::min(min_strip_rows, request.rows);
-    const std::int64_t per_tile = plan.strip_rows * (plan.col_block + row_partials_per_tile);
-    const std::int64_t tiles =
-        std::max<std::int64_t>((budget - packed_anchor_elements(plan, request.depth)) / per_tile, 1);
-    plan.chunk_cols = std::min(tiles * plan.col_block, request.cols);
+    cut_columns(plan, request, budget);
   }
   plan.grad_rows = round_up(ceil_div(plan.strip_rows, request.threads / feature_parts), most_panel_rows);
   return plan;

@@ -8,7 +8,7 @@ namespace contrastile::cpu {
 
 template <class Real>
 void pair_stats(const PairProblem<Real>& problem, const PairStats<Real>& stats, const Execution& execution) {
-  TileSweep<Real> sweep(problem, execution);
+  TileSweep<Real> sweep(problem, execution, stats.row_rank != nullptr);
   if (stats.row_rank) std::fill_n(stats.row_rank, problem.anchors.rows, 0);
   sweep.statistics(stats.col_max != nullptr, stats.row_rank);
   sweep.store_stats(stats);
@@ -17,7 +17,7 @@ void pair_stats(const PairProblem<Real>& problem, const PairStats<Real>& stats, 
 template <class Real>
 void pair_grad_given(const PairProblem<Real>& problem, const GivenWeights<Real>& weights, const PairGrads<Real>& grads,
                      const PairStats<Real>& stats, const Execution& execution) {
-  TileSweep<Real> sweep(problem, execution);
+  TileSweep<Real> sweep(problem, execution, false);
   sweep.gradient(weights, grads, stats.row_max != nullptr, stats.col_max != nullptr);
   sweep.store_stats(stats);
   sweep.store_sums(grads);
@@ -26,8 +26,9 @@ void pair_grad_given(const PairProblem<Real>& problem, const GivenWeights<Real>&
 template <class Real>
 void pair_grad_softmax(const PairProblem<Real>& problem, double gain, const PairGrads<Real>& grads,
                        const PairStats<Real>& stats, const Execution& execution) {
-  TileSweep<Real> sweep(problem, execution);
-  sweep.softmax_gradient(stats.col_max && !problem.self_similarity, gain, grads);
+  const bool columns = stats.col_max && !problem.self_similarity;
+  TileSweep<Real> sweep(problem, execution, !columns);
+  sweep.softmax_gradient(columns, gain, grads);
   sweep.store_stats(stats);
   sweep.store_sums(grads);
 }

@@ -39,13 +39,13 @@ namespace contrastile::cpu {
 template <class Real>
 class TileSweep {
  public:
-  TileSweep(const PairProblem<Real>& problem, const Execution& execution)
+  TileSweep(const PairProblem<Real>& problem, const Execution& execution, bool whole_rows)
       : problem_(problem),
         rows_(problem.anchors.rows),
         cols_(problem.candidates.rows),
         depth_(problem.anchors.depth),
         triangle_(problem.self_similarity),
-        plan_(make_plan({rows_, cols_, depth_, triangle_, execution.threads,
+        plan_(make_plan({rows_, cols_, depth_, triangle_, whole_rows, execution.threads,
                          execution.workspace_bytes / std::int64_t(sizeof(Real))})),
         grid_(plan_, triangle_),
         windows_(windows_of(plan_, rows_, cols_, triangle_)),
