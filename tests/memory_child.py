@@ -2,8 +2,9 @@
 
     python memory_child.py '{"cases": ["info_nce"], "backend": "cpu", "rows": 4096, "dim": 64, "threads": 2}'
 
-Prints {case: MiB} as JSON, and under "kept" what the process still holds of a workspace after them. The kernel's high-water mark of the process is reset before each case, through
-/proc/self/clear_refs, so what a case needs is not hidden under what an earlier one or the warm-up needed.
+Prints {case: MiB} as JSON, and under "kept" what the process still holds of a workspace after them. The kernel's
+high-water mark of the process is reset before each case, through /proc/self/clear_refs, so what a case needs is not
+hidden under what an earlier one or the warm-up needed.
 """
 
 from __future__ import annotations
