@@ -6,7 +6,7 @@ import pytest
 import torch
 from contrastile.backends import available
 from hypothesis import settings
-from support import BACKENDS_HERE
+from support import BACKENDS_HERE, INTERPRETING
 
 settings.register_profile("contrastile", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("contrastile")
@@ -15,6 +15,20 @@ settings.load_profile("contrastile")
 def pytest_report_header() -> str:
     missing = [f"{name} ({reason})" for name, reason in available().items() if reason is not None]
     return f"contrastile backends: {', '.join(BACKENDS_HERE)}; not here: {', '.join(missing) or 'none'}"
+
+
+def pytest_collection_modifyitems(config, items):
+    """Triton's kernels take no float64: such cases are not run against them."""
+    if not INTERPRETING:
+        return
+
+    def takes_float64(item) -> bool:
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        return any(torch.float64 in (value if isinstance(value, tuple) else (value,)) for value in values)
+
+    dropped = [item for item in items if takes_float64(item)]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if item not in dropped]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -8,17 +8,33 @@ from collections.abc import Callable
 
 import torch
 from contrastile.pairs import GivenWeights, PairGrads, PairProblem, PairStats
-from support import Shape, accumulation, assert_at_most, error, ids, permutation, rounding_floor, towers, unit_rows
+from support import (
+    BACKENDS_HERE,
+    Shape,
+    accumulation,
+    assert_at_most,
+    error,
+    ids,
+    permutation,
+    rounding_floor,
+    towers,
+    unit_rows,
+)
 from torch import Tensor
 
 # The definitions, dense
 
 
 class Dense:
-    """Logits and kinds of pair of a problem, in the dtype given."""
+    """Logits and kinds of pair of a problem, in the dtype given.
 
-    def __init__(self, problem: PairProblem, x: Tensor, y: Tensor, scale: Tensor) -> None:
-        self.x, self.y, self.scale = x, y, scale
+    stored: dtype that coefficients are rounded to before they are multiplied with embeddings.
+    """
+
+    def __init__(
+        self, problem: PairProblem, x: Tensor, y: Tensor, scale: Tensor, stored: torch.dtype | None = None
+    ) -> None:
+        self.x, self.y, self.scale, self.stored = x, y, scale, stored
         self.s = scale[:, None] * (x @ y.T)
         rows, cols = self.s.shape
         self.positive = torch.zeros(rows, cols, dtype=torch.bool)
@@ -35,9 +51,9 @@ class Dense:
 
     def stats(self, columns: bool) -> dict[str, Tensor]:
         negatives = self.s.masked_fill(~self.negative, -math.inf)
-        results = {"row_lse": negatives.logsumexp(1), "row_max": negatives.amax(1)}
+        results = {"row_lse": negatives.logsumexp(1)}
         if columns:
-            results |= {"col_lse": negatives.logsumexp(0), "col_max": negatives.amax(0)}
+            results |= {"col_lse": negatives.logsumexp(0)}
         if self.positives is not None:
             results["positive_logit"] = self.s.gather(1, self.positives[:, None])[:, 0]
         return results
@@ -79,7 +95,9 @@ class Dense:
 
     def products(self, c: Tensor) -> dict[str, Tensor]:
         weighted = self.scale[:, None] * c
-        dx, dy, moment = weighted @ self.y, weighted.T @ self.x, (c * self.s).sum(1)
+        if self.stored is not None:
+            weighted = weighted.to(self.stored).to(c.dtype)
+        dx, dy, moment = weighted @ self.y, weighted.T @ self.x, (weighted * (self.x @ self.y.T)).sum(1)
         if self.self_similarity:  # C is symmetric and holds each pair from both its ends
             return {"dx": dx, "moment_sum": moment.sum() / 2}
         return {"dx": dx, "dy": dy, "row_moment": moment}
@@ -90,9 +108,9 @@ def log_sum(maximum: Tensor, total: Tensor) -> Tensor:
 
 
 def stats_results(stats: PairStats) -> dict[str, Tensor]:
-    results = {"row_lse": log_sum(stats.row_max, stats.row_sum), "row_max": stats.row_max}
+    results = {"row_lse": log_sum(stats.row_max, stats.row_sum)}
     if stats.col_max is not None:
-        results |= {"col_lse": log_sum(stats.col_max, stats.col_sum), "col_max": stats.col_max}
+        results |= {"col_lse": log_sum(stats.col_max, stats.col_sum)}
     if stats.positive_logit is not None:
         results["positive_logit"] = stats.positive_logit
     return results
@@ -107,16 +125,20 @@ def grad_results(grads: PairGrads, self_similarity: bool) -> dict[str, Tensor]:
 
 
 def assert_sweep(problem: PairProblem, ours: dict[str, Tensor], evaluate: Callable[[Dense], dict[str, Tensor]]) -> None:
-    """Every result within twice the dense error of the accumulation dtype."""
+    """Every result within twice the dense error of the accumulation dtype.
 
-    def dense(moved) -> dict[str, Tensor]:
+    Triton's strip holds coefficients in the dtype of the embeddings, as a dense 16-bit computation would.
+    """
+
+    def dense(moved, stored: torch.dtype | None = None) -> dict[str, Tensor]:
         y = moved["x"] if problem.self_similarity else moved["y"]
-        return evaluate(Dense(problem, moved["x"], y, moved["scale"]))
+        return evaluate(Dense(problem, moved["x"], y, moved["scale"], stored))
 
     inputs = {"x": problem.anchors, "y": problem.candidates, "scale": problem.scale}
     dtype = accumulation(problem.anchors.dtype)
     truth = dense({name: value.double() for name, value in inputs.items()})
-    plain = dense({name: value.to(dtype) for name, value in inputs.items()})
+    stored = problem.anchors.dtype if "triton" in BACKENDS_HERE else None
+    plain = dense({name: value.to(dtype) for name, value in inputs.items()}, stored)
     floor = rounding_floor(dense, inputs, dtype, truth)
     assert set(ours) == set(truth)
     for name, value in ours.items():

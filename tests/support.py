@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,11 @@ import torch.nn.functional as F
 from contrastile import backends
 from torch import Tensor
 
-BACKENDS_HERE = [name for name, reason in backends.available().items() if reason is None]
+# With TRITON_INTERPRET=1 a run is about the Triton kernels alone; test_triton_interpreter.py starts it.
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+BACKENDS_HERE = [
+    name for name, reason in backends.available().items() if reason is None and (name == "triton" or not INTERPRETING)
+]
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 

@@ -49,9 +49,9 @@ def child(code: str, **environment: str) -> subprocess.CompletedProcess:
 
 def test_available_names_every_backend_and_eager_always_runs():
     found = ct.backends.available()
-    assert list(found) == ["cpu", "eager"]
+    assert list(found) == ["triton", "cpu", "eager"]
     assert found["eager"] is None
-    assert found["cpu"] is None or isinstance(found["cpu"], str)
+    assert all(reason is None or isinstance(reason, str) for reason in found.values())
 
 
 @pytest.mark.parametrize("name", BACKENDS_HERE)
@@ -158,10 +158,24 @@ def test_a_named_backend_is_no_fallback_and_warns_of_nothing(monkeypatch):
         ct.info_nce(X, X, 1.0, backend="eager")
 
 
-def test_other_devices_use_eager_silently(monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "dtype", "expected"),
+    [
+        ("cuda", torch.bfloat16, "triton"),
+        ("cuda", torch.float64, "eager"),  # which Triton's kernels do not take
+        ("mps", torch.float32, "eager"),
+    ],
+)
+def test_automatic_choice_by_device_and_dtype_is_silent(monkeypatch, device, dtype, expected):
     pretend(monkeypatch)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        assert backends.resolve(None, device, dtype) == expected
+
+
+def test_without_triton_tensors_on_a_gpu_fall_back_and_say_so(monkeypatch):
+    pretend(monkeypatch, triton="No module named 'triton'")
+    with pytest.warns(RuntimeWarning, match="'triton' cannot run and a slower one is used: No module named 'triton'"):
         assert backends.resolve(None, "cuda") == "eager"
 
 
@@ -186,7 +200,7 @@ def test_a_named_backend_that_cannot_run_raises_with_the_reason(monkeypatch, how
 
 @pytest.mark.parametrize("how", ["argument", "context", "environment"])
 def test_an_unknown_backend_raises_and_lists_those_there_are(monkeypatch, how):
-    with pytest.raises(ValueError, match=r"backend is 'gpu': expected one of 'cpu', 'eager'"):
+    with pytest.raises(ValueError, match=r"backend is 'gpu': expected one of 'triton', 'cpu', 'eager'"):
         name_by(how, "gpu", monkeypatch)
 
 
@@ -194,6 +208,14 @@ def test_a_named_backend_on_the_wrong_device_raises(monkeypatch):
     pretend(monkeypatch)
     with pytest.raises(RuntimeError, match=r"backend 'cpu' runs on tensors on cpu, these are on cuda"):
         backends.resolve("cpu", "cuda")
+
+
+def test_a_named_backend_that_does_not_take_the_dtype_raises(monkeypatch):
+    pretend(monkeypatch)
+    with pytest.raises(
+        TypeError, match=r"backend 'triton' takes float16, bfloat16, float32, these embeddings are torch.float64"
+    ):
+        backends.resolve("triton", "cuda", torch.float64)
 
 
 def test_a_backend_that_fails_to_import_is_unavailable_for_that_reason(monkeypatch):

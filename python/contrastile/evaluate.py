@@ -37,7 +37,7 @@ def retrieval_ranks(
         ValueError, TypeError, RuntimeError: as `info_nce` does.
     """
     inputs = check_pairs(x, y, 1.0, positives, groups, both_directions=False)
-    name = backends.resolve(backend, x.device.type)
+    name = backends.resolve(backend, x.device.type, x.dtype)
     with torch.no_grad():
         if torch.compiler.is_compiling():
             ranks: Tensor = torch.ops.contrastile.retrieval_ranks(*inputs, name)

@@ -143,7 +143,7 @@ def log_normalizers(
     """
     log_multiplier = check_log_multiplier(log_multiplier)
     inputs = check_pairs(x, y, scale, positives, groups, both_directions=columns, needs_positives=False)
-    name = backends.resolve(backend, x.device.type)
+    name = backends.resolve(backend, x.device.type, x.dtype)
     if torch.compiler.is_compiling():
         row_lse, col_lse, *_ = torch.ops.contrastile.log_normalizers(
             *inputs, columns, log_multiplier, name, __version__
@@ -215,7 +215,7 @@ def gamma_contrastive(
         log_multiplier=log_multiplier,
         cap=cap,
     )
-    name = backends.resolve(backend, x.device.type)
+    name = backends.resolve(backend, x.device.type, x.dtype)
     wants = _wants(inputs)
     if torch.compiler.is_compiling():
         loss, row_lse, col_lse, *_ = torch.ops.contrastile.gamma_contrastive(
@@ -229,7 +229,7 @@ def gamma_contrastive(
 
 
 def _info_nce(inputs: PairInputs, symmetric: bool, reduction: str, backend: str | None) -> Tensor:
-    name = backends.resolve(backend, inputs.x.device.type)
+    name = backends.resolve(backend, inputs.x.device.type, inputs.x.dtype)
     wants = _wants(inputs)
     if torch.compiler.is_compiling():
         loss: Tensor = torch.ops.contrastile.info_nce(*inputs, symmetric, reduction, *wants, name, __version__)[0]

@@ -54,7 +54,8 @@ class PairProblem:
 class PairStats:
     """Over the negatives: sum_j exp(s_ij) = row_sum_i * exp(row_max_i); likewise by column.
 
-    Accumulation dtype. A row without negatives has max -inf and sum 0.
+    row_max is the largest logit, or a number so near it that the sum keeps its precision. Accumulation dtype.
+    A row without negatives has max -inf and sum 0.
     """
 
     row_max: Tensor  # (N,)

@@ -17,12 +17,15 @@ from contextvars import ContextVar
 from functools import cache
 from typing import cast
 
+import torch
+
 from contrastile.pairs import Backend
 
 __all__ = ["available", "get", "resolve", "set_workspace", "use_backend", "workspace_bytes"]
 
-AUTOMATIC_ORDER = ("cpu", "eager")
-DEVICES = {"cpu": ("cpu",)}  # device types that a backend is limited to; without an entry it runs on any
+AUTOMATIC_ORDER = ("triton", "cpu", "eager")
+DEVICES = {"triton": ("cuda",), "cpu": ("cpu",)}  # device types that a backend is limited to; no entry: any
+DTYPES = {"triton": (torch.float16, torch.bfloat16, torch.float32)}  # likewise dtypes of embeddings
 MODULES = {name: f"contrastile.backends.{name}" for name in AUTOMATIC_ORDER}
 
 DEFAULT_WORKSPACE_MB = 64
@@ -42,23 +45,28 @@ def get(name: str) -> Backend:
     return cast(Backend, importlib.import_module(MODULES[name]))
 
 
-def resolve(backend: str | None, device_type: str) -> str:
-    """Name of the backend for tensors on a device type ("cpu", "cuda", ...).
+def resolve(backend: str | None, device_type: str, dtype: torch.dtype = torch.float32) -> str:
+    """Name of the backend for embeddings of a dtype on a device type ("cpu", "cuda", ...).
 
     Raises:
         ValueError: no backend has that name.
+        TypeError: the named backend does not take that dtype.
         RuntimeError: the named backend cannot run here, or not on such a device.
     """
     named = backend or _named.get() or os.environ.get("CONTRASTILE_BACKEND")
     if named:
         _check_runs(named)
-        if device_type not in DEVICES.get(named, (device_type,)):
+        devices = ("cpu",) if named == "triton" and _interprets_triton() else DEVICES.get(named, (device_type,))
+        if device_type not in devices:
             raise RuntimeError(
-                f"backend {named!r} runs on tensors on {' or '.join(DEVICES[named])}, these are on {device_type}"
+                f"backend {named!r} runs on tensors on {' or '.join(devices)}, these are on {device_type}"
             )
+        if dtype not in DTYPES.get(named, (dtype,)):
+            kinds = ", ".join(str(kind).removeprefix("torch.") for kind in DTYPES[named])
+            raise TypeError(f"backend {named!r} takes {kinds}, these embeddings are {dtype}")
         return named
     for name in AUTOMATIC_ORDER:
-        if device_type not in DEVICES.get(name, (device_type,)):
+        if device_type not in DEVICES.get(name, (device_type,)) or dtype not in DTYPES.get(name, (dtype,)):
             continue
         reason = _unavailable_reason(name)
         if reason is None:
@@ -124,6 +132,12 @@ def _workspace_of_environment() -> int:
     if size <= 0:
         raise ValueError(f"CONTRASTILE_WORKSPACE_MB is {text!r}: expected a positive number of MiB")
     return size
+
+
+def _interprets_triton() -> bool:
+    from contrastile.backends import triton
+
+    return triton.interpreting()
 
 
 @cache

@@ -1,0 +1,183 @@
+"""First half of the gradient sweep: coefficients C of a window of pairs, and the sums met on the way.
+
+    C_ij = row_gain_i * f(s_ij - row_shift_i) + col_gain_j * f(s_ij - col_shift_j), the given value at positives,
+    0 at masked pairs; f = exp, or min(exp, 1) with the cap
+
+    reads   X and Y once per tile column and tile row, mostly from the L2 cache in the grouped order of tiles
+    writes  scale_i * C_ij, 2 bytes a pair (4 for float32 inputs), into a strip that two matrix products then read;
+            12 bytes at most of sums for BLOCK pairs and direction
+    work    one product, 2 N M D flop; one exponential a pair
+    bound   matrix pipe for D > 256 (docs/kernels.md has the count for every target)
+
+Both terms and all sums come from one exponential, exp(s - a) = exp(s - shift) * exp(shift - a), with a shift in the
+middle of all of the tile's row and column shifts. That is exact while these lie within 80 of each other, no sum
+underflows and no pair is capped; the sums themselves tell. Otherwise the tile takes one exponential for each term
+and sum. The cap needs no comparison by pair either: where a row's exponentials add up to 1 at most, none is above 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from contrastile.kernels.tiles import (
+    INFINITY,
+    keep_negatives,
+    load_positives,
+    positives_in_tile,
+    rounded,
+    store_sums,
+    sums_are_exact,
+    sums_by_own_maxima,
+    tile_logits,
+    tile_of_program,
+)
+
+WIDEST_SPREAD = tl.constexpr(80.0)  # of shifts: factors within exp(40) either way
+LARGEST_MASS = tl.constexpr(2.0**100)
+
+
+class Weights(NamedTuple):
+    """GivenWeights as a kernel takes them; a direction without a shift is absent."""
+
+    row_shift: Any  # (N,) float32, as all below
+    row_gain: Any  # (N,)
+    col_shift: Any  # (M,)
+    col_gain: Any  # (M,)
+    positive_coeff: Any  # (N,)
+
+
+class Strip(NamedTuple):
+    """Where the coefficients go."""
+
+    coefficients: Any  # (window rows, window columns); None: only sums are wanted
+    stride: Any  # elements from a row to the next
+    factor: Any  # (1,) float32 that all are multiplied with, to fit float16; None: 1
+
+
+@triton.jit
+def coefficients_kernel(
+    pairs,  # Pairs
+    window,  # Window
+    weights,  # Weights
+    strip,  # Strip
+    row_sums,  # Sums (tile columns, window rows)
+    col_sums,  # Sums (tile rows, window columns)
+    CAP: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    GROUP_ROWS: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATE_BF16: tl.constexpr,
+):
+    tile_row, tile_col = tile_of_program(window, BLOCK_ROWS, BLOCK_COLS, GROUP_ROWS)
+    row_in_window, col_in_window = tile_row * BLOCK_ROWS, tile_col * BLOCK_COLS
+    first_row, first_col = window.first_row + row_in_window, window.first_col + col_in_window
+    row = first_row + tl.arange(0, BLOCK_ROWS)
+    col = first_col + tl.arange(0, BLOCK_COLS)
+    valid_row, valid_col = row < pairs.rows, col < pairs.cols
+
+    logits = tile_logits(
+        pairs, first_row, first_col, DEPTH, BLOCK_ROWS, BLOCK_COLS, BLOCK_DEPTH, DESCRIPTORS, PRECISION, EMULATE_BF16
+    )
+    logits = keep_negatives(logits, pairs, first_row, first_col, BLOCK_ROWS, BLOCK_COLS)
+
+    row_shift, row_gain = load_term(weights.row_shift, weights.row_gain, row, valid_row)
+    col_shift, col_gain = load_term(weights.col_shift, weights.col_gain, col, valid_col)
+    lowest, highest = range_of_shifts(weights, row_shift, col_shift, valid_row, valid_col)
+    middle = 0.5 * (lowest + highest)
+    exponentials = tl.exp(logits - middle)
+    row_factor, col_factor = tl.exp(middle - row_shift), tl.exp(middle - col_shift)
+    row_sum, col_sum = tl.sum(exponentials, 1), tl.sum(exponentials, 0)
+    row_mass, col_mass = row_sum * row_factor, col_sum * col_factor
+    row_max, col_max = tl.zeros_like(row_sum) + middle, tl.zeros_like(col_sum) + middle
+    if weights.col_shift is None:
+        coefficients = exponentials * (row_gain * row_factor)[:, None]
+    elif weights.row_shift is None:
+        coefficients = exponentials * (col_gain * col_factor)[None, :]
+    else:
+        coefficients = exponentials * ((row_gain * row_factor)[:, None] + (col_gain * col_factor)[None, :])
+
+    is_exact = highest - lowest <= WIDEST_SPREAD
+    if row_sums.max is not None:
+        is_exact &= sums_are_exact(row_sum, valid_row)
+    if col_sums.max is not None:
+        is_exact &= sums_are_exact(col_sum, valid_col)
+    if weights.row_shift is not None and (CAP or row_sums.mass is not None):
+        is_exact &= all_at_most(row_mass, 1.0 if CAP else LARGEST_MASS, valid_row)
+    if weights.col_shift is not None and (CAP or col_sums.mass is not None):
+        is_exact &= all_at_most(col_mass, 1.0 if CAP else LARGEST_MASS, valid_col)
+    if not is_exact:
+        coefficients = tl.zeros_like(logits)
+        if weights.row_shift is not None:
+            row_weights, row_mass = weights_and_mass(logits, row_shift, 1, CAP)
+            coefficients += row_weights * row_gain[:, None]
+        if weights.col_shift is not None:
+            col_weights, col_mass = weights_and_mass(logits, col_shift, 0, CAP)
+            coefficients += col_weights * col_gain[None, :]
+        if row_sums.max is not None:
+            row_max, row_sum = sums_by_own_maxima(logits, 1)
+        if col_sums.max is not None:
+            col_max, col_sum = sums_by_own_maxima(logits, 0)
+
+    if strip.coefficients is not None:
+        if pairs.positives is not None:  # noqa: SIM102, one decides at compilation and one at run time
+            if positives_in_tile(pairs, row, first_col, BLOCK_COLS):
+                positive_coeff = tl.load(weights.positive_coeff + row, mask=valid_row, other=0.0)
+                is_positive = col[None, :] == load_positives(pairs, row)[:, None]
+                coefficients = tl.where(is_positive, positive_coeff[:, None], coefficients)
+        gradient_scale = tl.load(pairs.scale + row, mask=valid_row, other=0.0)
+        if strip.factor is not None:
+            gradient_scale *= tl.load(strip.factor)
+        place = (row_in_window + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None] * strip.stride
+        place += (col_in_window + tl.arange(0, BLOCK_COLS))[None, :]
+        dtype: tl.constexpr = strip.coefficients.dtype.element_ty
+        stored = rounded(coefficients * gradient_scale[:, None], dtype, EMULATE_BF16)
+        tl.store(strip.coefficients + place, stored, mask=valid_row[:, None] & valid_col[None, :])
+    store_sums(row_sums, tile_col, window.rows, row_in_window, row_max, row_sum, row_mass, BLOCK_ROWS)
+    store_sums(col_sums, tile_row, window.cols, col_in_window, col_max, col_sum, col_mass, BLOCK_COLS)
+
+
+@triton.jit
+def load_term(shift, gain, index, valid):
+    """Shift and gain of one direction; gain 0 where it is absent and in padding."""
+    if shift is None:
+        return tl.zeros_like(index).to(tl.float32), tl.zeros_like(index).to(tl.float32)
+    return tl.load(shift + index, mask=valid, other=0.0), tl.load(gain + index, mask=valid, other=0.0)
+
+
+@triton.jit
+def range_of_shifts(weights, row_shift, col_shift, valid_row, valid_col):
+    """(lowest, highest) shift of a tile, over both directions as far as they are given."""
+    if weights.col_shift is None:
+        return lowest_of(row_shift, valid_row), -lowest_of(-row_shift, valid_row)
+    if weights.row_shift is None:
+        return lowest_of(col_shift, valid_col), -lowest_of(-col_shift, valid_col)
+    lowest = tl.minimum(lowest_of(row_shift, valid_row), lowest_of(col_shift, valid_col))
+    highest = -tl.minimum(lowest_of(-row_shift, valid_row), lowest_of(-col_shift, valid_col))
+    return lowest, highest
+
+
+@triton.jit
+def lowest_of(values, valid):
+    return tl.min(tl.where(valid, values, INFINITY), 0)
+
+
+@triton.jit
+def all_at_most(values, bound, valid):
+    return tl.min((~valid | (values <= bound)).to(tl.int32), 0) > 0
+
+
+@triton.jit
+def weights_and_mass(logits, shift, AXIS: tl.constexpr, CAP: tl.constexpr):
+    """f(s - shift) of every pair and the sum of phi over an axis, at any magnitude. A NaN stays one."""
+    above = logits - tl.expand_dims(shift, AXIS)
+    if CAP:
+        weights = tl.exp(tl.where(above > 0, 0.0, above))
+        return weights, tl.sum(weights + tl.where(above > 0, above, 0.0), AXIS)
+    weights = tl.exp(above)
+    return weights, tl.sum(weights, AXIS)

@@ -1,0 +1,86 @@
+"""How a sweep is cut into windows and tiles, by target and shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from math import isqrt
+
+from contrastile.kernels.tiles import Window
+
+
+@dataclass(frozen=True)
+class TilePlan:
+    """Constants of a tile kernel's launch."""
+
+    block_rows: int
+    block_cols: int
+    block_depth: int  # features read at a time
+    group_rows: int  # tile rows that are walked together
+    num_warps: int
+    num_stages: int
+    descriptors: bool  # tensor descriptors (TMA) instead of pointers
+
+    def tiles(self, window: Window) -> tuple[int, int]:
+        return -(-window.rows // self.block_rows), -(-window.cols // self.block_cols)
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Windows of at most `rows` x `cols` pairs; for one triangle both are equal."""
+
+    rows: int
+    cols: int
+
+    def windows(self, rows: int, cols: int, triangle: bool) -> Iterator[Window]:
+        """All windows of a problem; of one triangle those on and above the diagonal, whole."""
+        for first_row in range(0, rows, self.rows):
+            for first_col in range(first_row if triangle else 0, cols, self.cols):
+                yield Window(first_row, first_col, min(self.rows, rows - first_row), min(self.cols, cols - first_col))
+
+
+WINDOWS_PER_TRIANGLE_SIDE = 8  # diagonal windows are computed whole: one part in so many of the work is done twice
+
+
+def window_plan(rows: int, cols: int, most_pairs: int, multiple: int, triangle: bool) -> WindowPlan:
+    """Nearly square windows, sides a multiple of the tiles'. At equal size, square ones cost the gradient products the
+    least traffic beside the strip itself.
+    """
+    side = max(multiple, isqrt(most_pairs) // multiple * multiple)
+    if triangle:
+        share = -(-rows // (WINDOWS_PER_TRIANGLE_SIDE * multiple)) * multiple
+        return WindowPlan(min(side, share), min(side, share))
+    if rows <= side:
+        return WindowPlan(rows, max(side, most_pairs // rows // multiple * multiple))
+    if cols <= side:
+        return WindowPlan(max(side, most_pairs // cols // multiple * multiple), cols)
+    return WindowPlan(side, side)
+
+
+SMALLEST_DEPTH = 16  # of a matrix instruction's operands
+
+
+def tile_plan(target: str, bits: int, depth: int, descriptors: bool) -> TilePlan:
+    """Tiles for a target ("interpreter", "sm_90", "gfx942", ...) and the bits of an input element."""
+    plan = _PLANS[_family(target), bits]
+    block_depth = max(SMALLEST_DEPTH, min(plan.block_depth, 1 << (depth - 1).bit_length()))
+    return replace(plan, block_depth=block_depth, descriptors=descriptors and plan.descriptors)
+
+
+def _family(target: str) -> str:
+    if target.startswith("gfx") or target == "interpreter":
+        return target[:3]
+    return "sm_90+" if int(target[3:]) in (90, 100, 103) else "sm_80+"
+
+
+# Rows x columns x features of a tile, group, warps, stages, descriptors.
+_PLANS = {
+    ("int", 16): TilePlan(64, 128, 64, 2, 4, 1, False),
+    ("int", 32): TilePlan(128, 64, 64, 2, 4, 1, False),
+    ("sm_80+", 16): TilePlan(128, 128, 32, 8, 8, 3, False),
+    ("sm_80+", 32): TilePlan(64, 64, 32, 8, 4, 3, False),
+    ("sm_90+", 16): TilePlan(128, 128, 64, 8, 8, 3, True),
+    ("sm_90+", 32): TilePlan(64, 64, 32, 8, 4, 3, False),
+    ("gfx", 16): TilePlan(128, 128, 64, 8, 8, 2, False),
+    ("gfx", 32): TilePlan(64, 64, 32, 8, 4, 2, False),
+}

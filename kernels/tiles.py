@@ -1,0 +1,188 @@
+"""What the tile kernels share: their arguments, a tile's logits, and the pairs that are no negatives.
+
+A launch covers a window of pairs, and a program one tile of it. Logits stay in natural units: were log2(e) folded into
+the scale, logits of 1000 would lose a digit that their difference to a shift keeps.
+
+EMULATE_BF16 is for Triton's interpreter, which multiplies bfloat16 wrongly and rounds to it by cutting digits off.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+INFINITY = tl.constexpr(float("inf"))
+SMALLEST_SUM = tl.constexpr(2.0**-80)  # of exp(logit - shift): what a float32 then loses is below its precision
+
+
+class Pairs(NamedTuple):
+    """Embeddings and masks of a problem: tensors at a launch, pointers in a kernel."""
+
+    anchors: Any  # (N, D), a tensor or a descriptor of one
+    candidates: Any  # (M, D), likewise
+    anchor_stride: Any  # elements from a row to the next
+    candidate_stride: Any
+    scale: Any  # (N,) float32
+    positives: Any  # (N,) int64 or None
+    row_groups: Any  # (N,) int64 or None
+    col_groups: Any  # (M,) int64 or None
+    self_offset: Any  # row i and column i + self_offset are one sample; None: all are different
+    rows: Any  # N
+    cols: Any  # M
+
+
+class Window(NamedTuple):
+    first_row: Any
+    first_col: Any
+    rows: Any
+    cols: Any
+
+
+class Sums(NamedTuple):
+    """Of exponentials, by row or by column; None where not asked for. One line for each tile on the way."""
+
+    max: Any  # (tiles, length): a shift: the largest logit or a number near it
+    sum: Any  # (tiles, length): sum of exp(logit - shift)
+    mass: Any  # (tiles, length): sum of phi
+
+
+@triton.jit
+def tile_of_program(window, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr, GROUP_ROWS: tl.constexpr):
+    """(tile row, tile column) in the window. GROUP_ROWS tile rows are walked together, to reuse the L2 cache."""
+    program = tl.program_id(0)
+    tile_rows = tl.cdiv(window.rows, BLOCK_ROWS)
+    tile_cols = tl.cdiv(window.cols, BLOCK_COLS)
+    group = program // (GROUP_ROWS * tile_cols)
+    place = program % (GROUP_ROWS * tile_cols)
+    rows_of_group = tl.minimum(tile_rows - group * GROUP_ROWS, GROUP_ROWS)
+    return group * GROUP_ROWS + place % rows_of_group, place // rows_of_group
+
+
+@triton.jit
+def load_rows(embeddings, stride, row, last_row, first_feature, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr):
+    """BLOCK_DEPTH features of each row, 0 past the last feature. A row past the last one repeats that."""
+    feature = first_feature + tl.arange(0, BLOCK_DEPTH)
+    start = tl.minimum(row, last_row).to(tl.int64) * stride
+    pointers = embeddings + start[:, None] + feature[None, :]
+    if DEPTH % BLOCK_DEPTH == 0:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=feature[None, :] < DEPTH, other=0.0)
+
+
+@triton.jit
+def add_products(products, x, y, PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr):
+    """products + x y^T."""
+    if EMULATE_BF16:
+        x, y = x.to(tl.float32), y.to(tl.float32)
+    return tl.dot(x, y.T, products, input_precision=PRECISION)
+
+
+@triton.jit
+def rounded(values, dtype: tl.constexpr, EMULATE_BF16: tl.constexpr):
+    """To the nearest of a narrower dtype, ties to even."""
+    if EMULATE_BF16:
+        bits = values.to(tl.int32, bitcast=True)
+        values = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+    return values.to(dtype)
+
+
+@triton.jit
+def tile_logits(
+    pairs,
+    first_row,
+    first_col,
+    DEPTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATE_BF16: tl.constexpr,
+):
+    """Logits of all pairs of a tile, (BLOCK_ROWS, BLOCK_COLS); padding holds anything finite."""
+    row = first_row + tl.arange(0, BLOCK_ROWS)
+    col = first_col + tl.arange(0, BLOCK_COLS)
+    products = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
+    for first_feature in tl.range(0, DEPTH, BLOCK_DEPTH):
+        if DESCRIPTORS:
+            x = pairs.anchors.load([first_row, first_feature])
+            y = pairs.candidates.load([first_col, first_feature])
+        else:
+            x = load_rows(pairs.anchors, pairs.anchor_stride, row, pairs.rows - 1, first_feature, DEPTH, BLOCK_DEPTH)
+            y = load_rows(
+                pairs.candidates, pairs.candidate_stride, col, pairs.cols - 1, first_feature, DEPTH, BLOCK_DEPTH
+            )
+        products = add_products(products, x, y, PRECISION, EMULATE_BF16)
+    scale = tl.load(pairs.scale + row, mask=row < pairs.rows, other=0.0)
+    return products * scale[:, None]
+
+
+@triton.jit
+def keep_negatives(logits, pairs, first_row, first_col, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+    """-inf in the place of padding, positives and masked pairs. Most tiles have none, and cost no comparison."""
+    row = first_row + tl.arange(0, BLOCK_ROWS)
+    col = first_col + tl.arange(0, BLOCK_COLS)
+    has_others = (first_row + BLOCK_ROWS > pairs.rows) | (first_col + BLOCK_COLS > pairs.cols)
+    if pairs.positives is not None:
+        has_others |= positives_in_tile(pairs, row, first_col, BLOCK_COLS)
+    if pairs.self_offset is not None:
+        first_own = first_row + pairs.self_offset
+        has_others |= (first_own < first_col + BLOCK_COLS) & (first_own + BLOCK_ROWS > first_col)
+    if has_others:
+        is_negative = (row < pairs.rows)[:, None] & (col < pairs.cols)[None, :]
+        if pairs.positives is not None:
+            is_negative &= col[None, :] != load_positives(pairs, row)[:, None]
+        if pairs.self_offset is not None:
+            is_negative &= col[None, :] != (row + pairs.self_offset)[:, None]
+        logits = tl.where(is_negative, logits, -INFINITY)
+    if pairs.row_groups is not None:
+        row_group = tl.load(pairs.row_groups + row, mask=row < pairs.rows, other=0)
+        col_group = tl.load(pairs.col_groups + col, mask=col < pairs.cols, other=0)
+        logits = tl.where(row_group[:, None] != col_group[None, :], logits, -INFINITY)
+    return logits
+
+
+@triton.jit
+def load_positives(pairs, row):
+    return tl.load(pairs.positives + row, mask=row < pairs.rows, other=-1)
+
+
+@triton.jit
+def positives_in_tile(pairs, row, first_col, BLOCK_COLS: tl.constexpr):
+    """Whether any row's positive is among the columns of the tile."""
+    positive = load_positives(pairs, row)
+    here = (positive >= first_col) & (positive < first_col + BLOCK_COLS)
+    return tl.max(here.to(tl.int32), 0) > 0
+
+
+@triton.jit
+def finite(maximum):
+    """A maximum to subtract: that of no elements, -inf, becomes 0."""
+    return tl.where(maximum == -INFINITY, 0.0, maximum)
+
+
+@triton.jit
+def sums_are_exact(sums, valid):
+    """Whether no sum of exponentials under a common shift has lost anything to underflow, or is NaN."""
+    return tl.min((~valid | (sums >= SMALLEST_SUM)).to(tl.int32), 0) > 0
+
+
+@triton.jit
+def sums_by_own_maxima(logits, AXIS: tl.constexpr):
+    """(maximum, sum of exp(logit - maximum)) over an axis, exact at any magnitude."""
+    maximum = tl.max(logits, AXIS)
+    return maximum, tl.sum(tl.exp(logits - tl.expand_dims(finite(maximum), AXIS)), AXIS)
+
+
+@triton.jit
+def store_sums(sums, line, length, first, maximum, total, mass, BLOCK: tl.constexpr):
+    """Entries `first` onward of one line; what `sums` has no place for is left out."""
+    at = first + tl.arange(0, BLOCK)
+    place = line.to(tl.int64) * length + at
+    if sums.max is not None:
+        tl.store(sums.max + place, maximum, mask=at < length)
+        tl.store(sums.sum + place, total, mask=at < length)
+    if sums.mass is not None:
+        tl.store(sums.mass + place, mass, mask=at < length)
