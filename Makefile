@@ -13,7 +13,7 @@ PACKAGE_PARTS := pyproject.toml setup.py CMakeLists.txt tests/constraints.txt $(
 
 .DEFAULT_GOAL := targets
 .DELETE_ON_ERROR:
-.PHONY: targets install demo test check bench must-reach gpu-check clean build/typed
+.PHONY: targets install demo test check bench must-reach kernels-full gpu-check clean build/typed
 
 targets:  # this list
 	@awk -F ':.*  # ' '/^[a-z-]+:.*  # / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,9 @@ bench: $(VENV)/.bench $(VENV)/.rivals  # time, memory and error of every impleme
 
 must-reach: $(VENV)/.bench  # the performance promises, measured and judged
 	$(RUN) -m contrastile bench --must-reach --out out/must-reach.json
+
+kernels-full: $(VENV)/.test  # compile every kernel configuration for every GPU, check it, compare its bound
+	$(RUN) -m contrastile doctor --kernels all
 
 gpu-check: $(VENV)/.test  # suite and benchmark on a CUDA device; says what is missing where there is none
 	$(RUN) tests/gpu_check.py out/gpu-check.json

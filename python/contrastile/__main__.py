@@ -12,7 +12,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "demo": "train an image and a text encoder on emoji with InfoNCE and the gamma loss",
     "bench": "time, memory and float64 error of every implementation",
-    "doctor": "versions, backends and why one is unavailable, threads, workspace",
+    "doctor": "versions, backends and why one is unavailable, threads; --kernels: what kernels compile to",
 }
 # The packages that the results depend on.
 REPORTED_VERSIONS = ("torch", "numpy")
@@ -38,9 +38,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def doctor(argv: Sequence[str]) -> int:
-    """Prints what this installation can do; returns 1 where CONTRASTILE_BACKEND names a backend that cannot run."""
+    """Prints what this installation can do; returns 1 where CONTRASTILE_BACKEND names a backend that cannot run, or
+    with --kernels where a kernel has a fault.
+    """
     parser = argparse.ArgumentParser(prog="python -m contrastile doctor", description=COMMANDS["doctor"])
-    parser.parse_args(argv)
+    parser.add_argument(
+        "--kernels",
+        nargs="?",
+        const="few",
+        choices=("few", "table", "all"),
+        help="compile the Triton kernels for every target and print registers, matrix instruction and bound: a few "
+        "(the default; a minute or two), those of the table in docs/kernels.md, or all. No GPU is needed",
+    )
+    kernels = parser.parse_args(argv).kernels
+    if kernels is not None:
+        return _doctor_kernels(kernels)
 
     import torch
 
@@ -62,6 +74,17 @@ def doctor(argv: Sequence[str]) -> int:
         print(f"no backend for tensors on the processor: {error} (CONTRASTILE_BACKEND)")
         return 1
     return 0
+
+
+def _doctor_kernels(which: str) -> int:
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        print("triton is not installed: pip install contrastile[triton]")
+        return 1
+    from contrastile.bench.static.report import report
+
+    return report(which)
 
 
 def _vector_instructions() -> str:
