@@ -54,6 +54,7 @@ class Strip(NamedTuple):
     coefficients: Any  # (window rows, window columns); None: only sums are wanted
     stride: Any  # elements from a row to the next
     factor: Any  # (1,) float32 that all are multiplied with, to fit float16; None: 1
+    rows: Any = None  # (N,) bool: tiles without any of these rows stay as they are; None: all are written
 
 
 @triton.jit
@@ -77,13 +78,59 @@ def coefficients_kernel(
     tile_row, tile_col = tile_of_program(window, BLOCK_ROWS, BLOCK_COLS, GROUP_ROWS)
     row_in_window, col_in_window = tile_row * BLOCK_ROWS, tile_col * BLOCK_COLS
     first_row, first_col = window.first_row + row_in_window, window.first_col + col_in_window
-    row = first_row + tl.arange(0, BLOCK_ROWS)
-    col = first_col + tl.arange(0, BLOCK_COLS)
-    valid_row, valid_col = row < pairs.rows, col < pairs.cols
+    if strip.rows is not None:
+        row = first_row + tl.arange(0, BLOCK_ROWS)
+        is_wanted = tl.load(strip.rows + row, mask=row < pairs.rows, other=0)
+        if tl.max(is_wanted.to(tl.int32), 0) == 0:
+            return
 
     logits = tile_logits(
         pairs, first_row, first_col, DEPTH, BLOCK_ROWS, BLOCK_COLS, BLOCK_DEPTH, DESCRIPTORS, PRECISION, EMULATE_BF16
     )
+    coefficients = tile_coefficients(
+        logits,
+        pairs,
+        window,
+        weights,
+        strip.factor,
+        row_sums,
+        col_sums,
+        tile_row,
+        tile_col,
+        CAP,
+        BLOCK_ROWS,
+        BLOCK_COLS,
+    )
+    if strip.coefficients is not None:
+        row_in_window += tl.arange(0, BLOCK_ROWS)
+        col_in_window += tl.arange(0, BLOCK_COLS)
+        is_inside = (row_in_window < window.rows)[:, None] & (col_in_window < window.cols)[None, :]
+        place = row_in_window.to(tl.int64)[:, None] * strip.stride + col_in_window[None, :]
+        stored = rounded(coefficients, strip.coefficients.dtype.element_ty, EMULATE_BF16)
+        tl.store(strip.coefficients + place, stored, mask=is_inside)
+
+
+@triton.jit
+def tile_coefficients(
+    logits,
+    pairs,
+    window,
+    weights,
+    factor,
+    row_sums,
+    col_sums,
+    tile_row,
+    tile_col,
+    CAP: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+):
+    """factor * scale_i * C_ij of a tile, 0 in padding, from the logits of all its pairs. Stores the tile's sums."""
+    row_in_window, col_in_window = tile_row * BLOCK_ROWS, tile_col * BLOCK_COLS
+    first_row, first_col = window.first_row + row_in_window, window.first_col + col_in_window
+    row = first_row + tl.arange(0, BLOCK_ROWS)
+    col = first_col + tl.arange(0, BLOCK_COLS)
+    valid_row, valid_col = row < pairs.rows, col < pairs.cols
     logits = keep_negatives(logits, pairs, first_row, first_col, BLOCK_ROWS, BLOCK_COLS)
 
     row_shift, row_gain = load_term(weights.row_shift, weights.row_gain, row, valid_row)
@@ -91,7 +138,8 @@ def coefficients_kernel(
     lowest, highest = range_of_shifts(weights, row_shift, col_shift, valid_row, valid_col)
     middle = 0.5 * (lowest + highest)
     exponentials = tl.exp(logits - middle)
-    row_factor, col_factor = tl.exp(middle - row_shift), tl.exp(middle - col_shift)
+    row_factor = tl.where(valid_row, tl.exp(middle - row_shift), 0.0)  # padding has no shift: it might overflow
+    col_factor = tl.where(valid_col, tl.exp(middle - col_shift), 0.0)
     row_sum, col_sum = tl.sum(exponentials, 1), tl.sum(exponentials, 0)
     row_mass, col_mass = row_sum * row_factor, col_sum * col_factor
     row_max, col_max = tl.zeros_like(row_sum) + middle, tl.zeros_like(col_sum) + middle
@@ -123,23 +171,18 @@ def coefficients_kernel(
             row_max, row_sum = sums_by_own_maxima(logits, 1)
         if col_sums.max is not None:
             col_max, col_sum = sums_by_own_maxima(logits, 0)
-
-    if strip.coefficients is not None:
-        if pairs.positives is not None:  # noqa: SIM102, one decides at compilation and one at run time
-            if positives_in_tile(pairs, row, first_col, BLOCK_COLS):
-                positive_coeff = tl.load(weights.positive_coeff + row, mask=valid_row, other=0.0)
-                is_positive = col[None, :] == load_positives(pairs, row)[:, None]
-                coefficients = tl.where(is_positive, positive_coeff[:, None], coefficients)
-        gradient_scale = tl.load(pairs.scale + row, mask=valid_row, other=0.0)
-        if strip.factor is not None:
-            gradient_scale *= tl.load(strip.factor)
-        place = (row_in_window + tl.arange(0, BLOCK_ROWS)).to(tl.int64)[:, None] * strip.stride
-        place += (col_in_window + tl.arange(0, BLOCK_COLS))[None, :]
-        dtype: tl.constexpr = strip.coefficients.dtype.element_ty
-        stored = rounded(coefficients * gradient_scale[:, None], dtype, EMULATE_BF16)
-        tl.store(strip.coefficients + place, stored, mask=valid_row[:, None] & valid_col[None, :])
     store_sums(row_sums, tile_col, window.rows, row_in_window, row_max, row_sum, row_mass, BLOCK_ROWS)
     store_sums(col_sums, tile_row, window.cols, col_in_window, col_max, col_sum, col_mass, BLOCK_COLS)
+
+    if pairs.positives is not None:  # noqa: SIM102, one decides at compilation and one at run time
+        if positives_in_tile(pairs, row, first_col, BLOCK_COLS):
+            positive_coeff = tl.load(weights.positive_coeff + row, mask=valid_row, other=0.0)
+            is_positive = col[None, :] == load_positives(pairs, row)[:, None]
+            coefficients = tl.where(is_positive, positive_coeff[:, None], coefficients)
+    gradient_scale = tl.load(pairs.scale + row, mask=valid_row, other=0.0)
+    if factor is not None:
+        gradient_scale *= tl.load(factor)
+    return coefficients * gradient_scale[:, None]
 
 
 @triton.jit

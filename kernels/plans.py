@@ -67,6 +67,18 @@ def tile_plan(target: str, bits: int, depth: int, descriptors: bool) -> TilePlan
     return replace(plan, block_depth=block_depth, descriptors=descriptors and plan.descriptors)
 
 
+MOST_FUSED_FEATURES = 256  # whose gradient fits into registers beside a tile of logits
+
+
+def gradient_plan(target: str, bits: int, depth: int, descriptors: bool) -> TilePlan | None:
+    """Tiles of the fused gradient kernel, all features at once; None where a strip serves better."""
+    block_depth = max(SMALLEST_DEPTH, 1 << (depth - 1).bit_length())
+    plan = next((plan for plan in _FUSED.get((_family(target), bits), ()) if block_depth <= plan.block_depth), None)
+    if plan is None:
+        return None
+    return replace(plan, block_depth=block_depth, descriptors=descriptors and plan.descriptors)
+
+
 def _family(target: str) -> str:
     if target.startswith("gfx") or target == "interpreter":
         return target[:3]
@@ -83,4 +95,26 @@ _PLANS = {
     ("sm_90+", 32): TilePlan(64, 64, 32, 8, 4, 3, False),
     ("gfx", 16): TilePlan(128, 128, 64, 8, 8, 2, False),
     ("gfx", 32): TilePlan(64, 64, 32, 8, 4, 2, False),
+}
+
+# The same for the fused kernel, by most features. It has no groups: each program walks a whole line of tiles. In
+# float32 without TF32 a product runs on the general units, where the vendor's are better: the strip.
+_FUSED = {
+    ("int", 16): (TilePlan(64, 128, MOST_FUSED_FEATURES, 1, 4, 1, False),),
+    ("int", 32): (TilePlan(128, 64, MOST_FUSED_FEATURES, 1, 4, 1, False),),
+    ("sm_80+", 16): (
+        TilePlan(128, 64, 64, 1, 8, 2, False),
+        TilePlan(64, 64, 128, 1, 8, 2, False),
+        TilePlan(64, 32, MOST_FUSED_FEATURES, 1, 8, 1, False),
+    ),
+    ("sm_90+", 16): (
+        TilePlan(128, 128, 64, 1, 8, 2, True),
+        TilePlan(128, 64, 128, 1, 8, 2, True),
+        TilePlan(64, 64, MOST_FUSED_FEATURES, 1, 8, 2, True),
+    ),
+    ("gfx", 16): (
+        TilePlan(128, 64, 64, 1, 8, 1, False),
+        TilePlan(64, 64, 128, 1, 8, 1, False),
+        TilePlan(64, 32, MOST_FUSED_FEATURES, 1, 8, 1, False),
+    ),
 }

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from contrastile.kernels.tiles import add_products, load_positives, load_rows
+from contrastile.kernels.tiles import add_product, load_positives, load_rows
 
 
 @triton.jit
@@ -37,7 +37,7 @@ def positives_kernel(
     for first_feature in tl.range(0, DEPTH, BLOCK_DEPTH):
         x = load_rows(pairs.anchors, pairs.anchor_stride, row, last_row, first_feature, DEPTH, BLOCK_DEPTH)
         y = load_rows(pairs.candidates, pairs.candidate_stride, positive, last_col, first_feature, DEPTH, BLOCK_DEPTH)
-        products = add_products(products, x, y, PRECISION, EMULATE_BF16)
+        products = add_product(products, x, y.T, PRECISION, EMULATE_BF16)
     place = tl.arange(0, BLOCK_ROWS)
     is_diagonal = place[:, None] == tl.arange(0, BLOCK_COLS)[None, :]
     product = tl.sum(tl.where(is_diagonal, products, 0.0), 1)

@@ -72,11 +72,11 @@ def load_rows(embeddings, stride, row, last_row, first_feature, DEPTH: tl.conste
 
 
 @triton.jit
-def add_products(products, x, y, PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr):
-    """products + x y^T."""
+def add_product(total, left, right, PRECISION: tl.constexpr, EMULATE_BF16: tl.constexpr):
+    """total + left @ right."""
     if EMULATE_BF16:
-        x, y = x.to(tl.float32), y.to(tl.float32)
-    return tl.dot(x, y.T, products, input_precision=PRECISION)
+        left, right = left.to(tl.float32), right.to(tl.float32)
+    return tl.dot(left, right, total, input_precision=PRECISION)
 
 
 @triton.jit
@@ -114,7 +114,7 @@ def tile_logits(
             y = load_rows(
                 pairs.candidates, pairs.candidate_stride, col, pairs.cols - 1, first_feature, DEPTH, BLOCK_DEPTH
             )
-        products = add_products(products, x, y, PRECISION, EMULATE_BF16)
+        products = add_product(products, x, y.T, PRECISION, EMULATE_BF16)
     scale = tl.load(pairs.scale + row, mask=row < pairs.rows, other=0.0)
     return products * scale[:, None]
 
@@ -180,7 +180,7 @@ def sums_by_own_maxima(logits, AXIS: tl.constexpr):
 def store_sums(sums, line, length, first, maximum, total, mass, BLOCK: tl.constexpr):
     """Entries `first` onward of one line; what `sums` has no place for is left out."""
     at = first + tl.arange(0, BLOCK)
-    place = line.to(tl.int64) * length + at
+    place = line * length + at  # far below 2**31: windows are bounded
     if sums.max is not None:
         tl.store(sums.max + place, maximum, mask=at < length)
         tl.store(sums.sum + place, total, mask=at < length)

@@ -1,0 +1,149 @@
+"""Fused gradient sweep: dX and dY of a window of pairs, whose logits and coefficients never leave the chip.
+
+    reads   the owned side once, the other once per owned block, mostly from the L2 cache
+    writes  the owned side's gradient once; the other's, 4 D bytes for every column and owned block, by atomic addition
+    work    the product of the logits and one for each gradient that a launch computes
+    bound   matrix pipe, as long as a block's gradient fits into registers beside a tile of logits: D <= 256
+
+A program owns a block of anchors, holds their gradient in registers and walks the candidates. The gradient of the
+candidates comes from the same coefficients, but ends in other programs' hands: atomic additions, in an order that
+differs from run to run. Where results are to repeat bit for bit, a second launch owns candidates and walks anchors
+instead, at the cost of one product more.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+from contrastile.kernels.coefficients import tile_coefficients
+from contrastile.kernels.tiles import add_product, load_rows, rounded
+
+
+class Gradients(NamedTuple):
+    """What the products are added to, contiguous and float32. That of the owned side is given."""
+
+    anchors: Any  # (N, D) or None
+    candidates: Any  # (M, D) or None
+    factor: Any  # (1,) float32 that all coefficients are multiplied with, to fit float16; None: 1
+
+
+@triton.jit
+def gradient_kernel(
+    pairs,  # Pairs
+    window,  # Window
+    weights,  # Weights
+    gradients,  # Gradients
+    row_sums,  # Sums (tile columns, window rows)
+    col_sums,  # Sums (tile rows, window columns)
+    CAP: tl.constexpr,
+    OWNS_CANDIDATES: tl.constexpr,  # and no anchors, whose gradient is then None
+    DEPTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,  # all of DEPTH
+    DESCRIPTORS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EMULATE_BF16: tl.constexpr,
+):
+    block = tl.program_id(0)
+    if OWNS_CANDIDATES:
+        steps = tl.cdiv(window.rows, BLOCK_ROWS)
+        y = load_candidates(pairs, window.first_col + block * BLOCK_COLS, DEPTH, BLOCK_COLS, BLOCK_DEPTH, DESCRIPTORS)
+        owned = tl.zeros((BLOCK_COLS, BLOCK_DEPTH), tl.float32)
+    else:
+        steps = tl.cdiv(window.cols, BLOCK_COLS)
+        x = load_anchors(pairs, window.first_row + block * BLOCK_ROWS, DEPTH, BLOCK_ROWS, BLOCK_DEPTH, DESCRIPTORS)
+        owned = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
+
+    for step in tl.range(0, steps):
+        if OWNS_CANDIDATES:
+            tile_row, tile_col = step, block
+            x = load_anchors(pairs, window.first_row + step * BLOCK_ROWS, DEPTH, BLOCK_ROWS, BLOCK_DEPTH, DESCRIPTORS)
+        else:
+            tile_row, tile_col = block, step
+            y = load_candidates(
+                pairs, window.first_col + step * BLOCK_COLS, DEPTH, BLOCK_COLS, BLOCK_DEPTH, DESCRIPTORS
+            )
+        row = window.first_row + tile_row * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        scale = tl.load(pairs.scale + row, mask=row < pairs.rows, other=0.0)
+        products = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
+        logits = add_product(products, x, y.T, PRECISION, EMULATE_BF16) * scale[:, None]
+        coefficients = tile_coefficients(
+            logits,
+            pairs,
+            window,
+            weights,
+            gradients.factor,
+            row_sums,
+            col_sums,
+            tile_row,
+            tile_col,
+            CAP,
+            BLOCK_ROWS,
+            BLOCK_COLS,
+        )
+        coefficients = rounded(coefficients, x.dtype, EMULATE_BF16)
+        if OWNS_CANDIDATES:
+            owned = add_product(owned, coefficients.T, x, PRECISION, EMULATE_BF16)
+        else:
+            owned = add_product(owned, coefficients, y, PRECISION, EMULATE_BF16)
+            if gradients.candidates is not None:
+                other = tl.zeros((BLOCK_COLS, BLOCK_DEPTH), tl.float32)
+                other = add_product(other, coefficients.T, x, PRECISION, EMULATE_BF16)
+                col = window.first_col + step * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+                places, valid = places_of(col, pairs.cols, DEPTH, BLOCK_DEPTH)
+                tl.atomic_add(gradients.candidates + places, other, mask=valid, sem="relaxed")
+
+    if OWNS_CANDIDATES:
+        col = window.first_col + block * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+        add_owned(gradients.candidates, owned, col, pairs.cols, DEPTH, BLOCK_DEPTH)
+    else:
+        row = window.first_row + block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        add_owned(gradients.anchors, owned, row, pairs.rows, DEPTH, BLOCK_DEPTH)
+
+
+@triton.jit
+def load_anchors(
+    pairs,
+    first,
+    DEPTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    if DESCRIPTORS:
+        return pairs.anchors.load([first, 0])
+    row = first + tl.arange(0, BLOCK_ROWS)
+    return load_rows(pairs.anchors, pairs.anchor_stride, row, pairs.rows - 1, 0, DEPTH, BLOCK_DEPTH)
+
+
+@triton.jit
+def load_candidates(
+    pairs,
+    first,
+    DEPTH: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+):
+    if DESCRIPTORS:
+        return pairs.candidates.load([first, 0])
+    col = first + tl.arange(0, BLOCK_COLS)
+    return load_rows(pairs.candidates, pairs.candidate_stride, col, pairs.cols - 1, 0, DEPTH, BLOCK_DEPTH)
+
+
+@triton.jit
+def places_of(row, rows, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr):
+    """Offsets of these rows of a gradient, (rows, BLOCK_DEPTH), and which of them there are."""
+    feature = tl.arange(0, BLOCK_DEPTH)
+    valid = (row < rows)[:, None] & (feature < DEPTH)[None, :]
+    return row.to(tl.int64)[:, None] * DEPTH + feature[None, :], valid
+
+
+@triton.jit
+def add_owned(gradient, owned, row, rows, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr):
+    """Adds to rows that no other program of the launch touches."""
+    places, valid = places_of(row, rows, DEPTH, BLOCK_DEPTH)
+    tl.store(gradient + places, tl.load(gradient + places, mask=valid, other=0.0) + owned, mask=valid)

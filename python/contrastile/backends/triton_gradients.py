@@ -1,0 +1,228 @@
+"""Gradients from the coefficients of pairs, in three ways to the same result.
+
+fused_sweep           the fused kernel: logits, coefficients and products in one launch a window
+strip_sweep           coefficients into a strip, and two products of that strip by the vendor's GEMM
+one_direction_sweep   likewise, and the normalisers of the rows from the same strip: softmax weights by row alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from contrastile.backends import workspace_bytes
+from contrastile.backends.triton_sums import NO_SUMS, Totals
+from contrastile.backends.triton_sweep import Sweep, interpreting
+from contrastile.kernels import gradient
+from contrastile.kernels.coefficients import Strip, Weights, coefficients_kernel
+from contrastile.kernels.tiles import Window
+from contrastile.pairs import GivenWeights, GradNeeds, PairProblem, PairStats
+from contrastile.statistics import denominators
+
+NO_STRIP = Strip(None, 0, None)
+FLOAT16_EXPONENT = 14  # of the largest coefficient as float16 stores it: two powers of two below overflow
+STRIP_SHARE = 2  # one part in so many of the workspace
+PAIRS_WITHOUT_STRIP = 2**28  # of a window: 32 MiB of partial sums at 128 x 128
+# A strip of whole rows adds to all of dY: 8 D bytes a column against 2 D flop for each of its rows.
+FEWEST_WHOLE_ROWS = 1024
+LARGEST_MISS = 60.0  # of a guessed shift: exponentials within exp(60) keep a float32's or bfloat16's digits
+
+
+class Gradients:
+    """dX and dY in float32. A moment needs dX even where that is not asked for."""
+
+    def __init__(self, problem: PairProblem, needs: GradNeeds) -> None:
+        self.problem = problem
+        self.dx = _zeros_like(problem.anchors) if needs.dx or needs.moment else None
+        self.dy = _zeros_like(problem.candidates) if needs.dy and not problem.self_similarity else None
+
+    @property
+    def wanted(self) -> bool:
+        return self.dx is not None or self.dy is not None
+
+    def add(self, window: Window, coefficients: Tensor, anchors: Tensor, candidates: Tensor) -> None:
+        rows = slice(window.first_row, window.first_row + window.rows)
+        cols = slice(window.first_col, window.first_col + window.cols)
+        if self.dx is not None:
+            _add_product(self.dx[rows], coefficients, candidates[cols])
+        by_column = self.dx if self.problem.self_similarity else self.dy
+        is_diagonal = self.problem.self_similarity and window.first_row == window.first_col
+        if by_column is not None and not is_diagonal:
+            _add_product(by_column[cols], coefficients.T, anchors[rows])
+
+    def divide(self, factor: Tensor) -> None:
+        for found in (self.dx, self.dy):
+            if found is not None:
+                found.div_(factor)
+
+
+def largest_coefficient(weights: GivenWeights) -> Tensor | None:
+    """A bound of |C|, (), where the cap sets one."""
+    if not weights.cap:
+        return None
+    gains = [gain.amax() for gain in (weights.row_gain, weights.col_gain) if gain is not None]
+    bound = torch.stack(gains).sum()
+    return bound if weights.positive_coeff is None else torch.maximum(bound, weights.positive_coeff.abs().amax())
+
+
+def fused_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, grads: Gradients, totals: Totals) -> None:
+    """By the fused kernel; the sums come with the first launch of a window."""
+    problem, plan = sweep.problem, sweep.plan
+    factor = _factor_of_float16(problem, largest) if problem.anchors.dtype == torch.float16 else None
+    targets = [gradient.Gradients(grads.dx, grads.dy, factor)]
+    if grads.dx is not None and grads.dy is not None and torch.are_deterministic_algorithms_enabled():
+        targets = [gradient.Gradients(grads.dx, None, factor), gradient.Gradients(None, grads.dy, factor)]
+    for window in sweep.windows(PAIRS_WITHOUT_STRIP):
+        tile_rows, tile_cols = plan.tiles(window)
+        partials = totals.partials(window, plan)
+        for target, sums in zip(targets, (partials, (NO_SUMS, NO_SUMS)), strict=False):
+            owns_candidates = target.anchors is None
+            sweep.launch(
+                gradient.gradient_kernel,
+                tile_cols if owns_candidates else tile_rows,
+                sweep.pairs,
+                window,
+                _kernel_weights(weights),
+                target,
+                *sums,
+                CAP=weights.cap,
+                OWNS_CANDIDATES=owns_candidates,
+            )
+        sweep.merge(totals.parts(window), partials)
+    if factor is not None:
+        grads.divide(factor)
+
+
+def strip_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, grads: Gradients, totals: Totals) -> None:
+    """All windows of C into the strip, and from there into the gradients. `largest` bounds |C| where that is known."""
+    strip = _Strip.new(sweep, largest) if grads.wanted else None
+    for window in sweep.windows(PAIRS_WITHOUT_STRIP if strip is None else strip.most_pairs):
+        partials = totals.partials(window, sweep.plan)
+        into = NO_STRIP if strip is None else strip.of_window(window)
+        sweep.launch_tiles(coefficients_kernel, window, _kernel_weights(weights), into, *partials, CAP=weights.cap)
+        sweep.merge(totals.parts(window), partials)
+        if strip is not None:
+            grads.add(window, into.coefficients, strip.anchors, strip.candidates)
+    if strip is not None and strip.factor is not None:
+        grads.divide(strip.factor)
+
+
+def fits_one_direction(sweep: Sweep) -> bool:
+    """Whether strips of whole rows are high enough. float16 has no room for a guessed shift."""
+    problem = sweep.problem
+    if problem.self_similarity:
+        return False
+    fewest = min(problem.rows, FEWEST_WHOLE_ROWS)
+    return problem.anchors.dtype != torch.float16 and _whole_rows(sweep) >= fewest
+
+
+def one_direction_sweep(sweep: Sweep, gain: float, grads: Gradients) -> PairStats:
+    """Gradients of gain * sum_i (logsumexp_j s_ij - s_i,pos), and the statistics of the rows, from three products.
+
+    A strip of whole rows holds E_ij = scale_i exp(s_ij - shift_i), for a shift that is guessed: the positive's logit.
+    The sums of the rows then give the normalisers, and dX = (E Y) / Z, dY = E^T (X / Z). Where a guess turns out too
+    far from the log-sum-exp, the tiles of such rows are computed again with a better shift; for the others that launch
+    ends at once.
+    """
+    problem = sweep.problem
+    positive_logit = sweep.positives()
+    assert problem.positives is not None
+    assert positive_logit is not None
+    totals = Totals.of_statistics(problem, columns=False)
+    shift = positive_logit.clone()
+    is_miss = torch.zeros_like(shift, dtype=torch.bool)
+    weights = Weights(shift, torch.ones_like(shift), None, None, torch.zeros_like(shift))
+    buffer = problem.anchors.new_empty(_whole_rows(sweep) * problem.cols)
+    for window in _windows_of_whole_rows(sweep):
+        rows = slice(window.first_row, window.first_row + window.rows)
+        into = Strip(buffer[: window.rows * window.cols].view(window.rows, window.cols), window.cols, None)
+        partials = totals.partials(window, sweep.plan)
+        sweep.launch_tiles(coefficients_kernel, window, weights, into, *partials, CAP=False)
+        sweep.merge(totals.parts(window), partials)
+
+        found = denominators(totals.rows.max[rows], totals.rows.sum[rows], positive_logit[rows])
+        is_miss[rows] = ~((found.log() - shift[rows]).abs() <= LARGEST_MISS)  # a NaN is one
+        shift[rows] = torch.where(is_miss[rows], found.shift, shift[rows])
+        sweep.launch_tiles(
+            coefficients_kernel, window, weights, into._replace(rows=is_miss), NO_SUMS, NO_SUMS, CAP=False
+        )
+        unit = (found.shift - shift[rows]).exp()  # of the sums found, in that of the strip
+        weight = found.over(torch.full_like(unit, gain)) / unit
+        at_positive = -problem.scale[rows] * found.negative * unit
+        into.coefficients.scatter_(1, problem.positives[rows, None], at_positive[:, None].to(buffer.dtype))
+        if grads.dx is not None:
+            _add_product(grads.dx[rows], into.coefficients, problem.candidates)
+            grads.dx[rows].mul_(weight[:, None])
+        if grads.dy is not None:
+            weighted = (problem.anchors[rows] * weight[:, None]).to(buffer.dtype)
+            _add_product(grads.dy, into.coefficients.T, weighted)
+    return totals.stats(positive_logit)
+
+
+def _whole_rows(sweep: Sweep) -> int:
+    """Rows of a strip that spans all columns."""
+    problem = sweep.problem
+    rows = workspace_bytes() // STRIP_SHARE // problem.anchors.element_size() // problem.cols
+    return problem.rows if rows >= problem.rows else rows // sweep.multiple * sweep.multiple
+
+
+def _windows_of_whole_rows(sweep: Sweep) -> Iterator[Window]:
+    step = _whole_rows(sweep)
+    for first in range(0, sweep.problem.rows, step):
+        yield Window(first, 0, min(step, sweep.problem.rows - first), sweep.problem.cols)
+
+
+@dataclass
+class _Strip:
+    """Room for the coefficients of one window, and the embeddings they are multiplied with, of the same dtype."""
+
+    most_pairs: int  # of a window
+    buffer: Tensor
+    anchors: Tensor  # (N, D)
+    candidates: Tensor  # (M, D)
+    factor: Tensor | None  # (1,) float32 that the coefficients are multiplied with
+
+    @classmethod
+    def new(cls, sweep: Sweep, largest: Tensor | None) -> _Strip:
+        problem, factor = sweep.problem, None
+        dtype = problem.anchors.dtype
+        if dtype == torch.float16 and largest is None:
+            dtype = torch.float32  # no bound is known by which to fit them into the range of float16
+        elif dtype == torch.float16:
+            factor = _factor_of_float16(problem, largest)
+        pairs = workspace_bytes() // STRIP_SHARE // dtype.itemsize
+        largest_window = max(window.rows * window.cols for window in sweep.windows(pairs))
+        buffer = torch.empty(largest_window, dtype=dtype, device=problem.anchors.device)
+        return cls(pairs, buffer, problem.anchors.to(dtype), problem.candidates.to(dtype), factor)
+
+    def of_window(self, window: Window) -> Strip:
+        coefficients = self.buffer[: window.rows * window.cols].view(window.rows, window.cols)
+        return Strip(coefficients, window.cols, self.factor)
+
+
+def _factor_of_float16(problem: PairProblem, largest: Tensor | None) -> Tensor:
+    """(1,) power of two that moves coefficients of at most `largest` to the upper end of float16's range."""
+    assert largest is not None
+    exponent = FLOAT16_EXPONENT - (largest * problem.scale.amax()).log2().floor()
+    return exponent.clamp(-126, 126).exp2().reshape(1)
+
+
+def _kernel_weights(weights: GivenWeights) -> Weights:
+    return Weights(weights.row_shift, weights.row_gain, weights.col_shift, weights.col_gain, weights.positive_coeff)
+
+
+def _add_product(target: Tensor, coefficients: Tensor, embeddings: Tensor) -> None:
+    """target += coefficients @ embeddings, in float32 whatever these two are."""
+    if coefficients.dtype == torch.float32:
+        target.addmm_(coefficients, embeddings)
+    elif interpreting():
+        target.addmm_(coefficients.float(), embeddings.float())  # no such product of 16-bit tensors on a CPU
+    else:
+        torch.addmm(target, coefficients, embeddings, out_dtype=torch.float32, out=target)
+
+
+def _zeros_like(embeddings: Tensor) -> Tensor:
+    return torch.zeros_like(embeddings, dtype=torch.float32, memory_format=torch.contiguous_format)

@@ -1,0 +1,330 @@
+"""Every Triton kernel in Triton's interpreter, over every mask, dtype and odd size, between guards of NaN.
+
+Only with TRITON_INTERPRET=1; tests/test_triton_interpreter.py starts such a run. The interpreter reads and writes past
+the end of a tensor without a word, so everything that a kernel is given lies between guards here: NaN around numbers,
+valid ids and columns around ids and columns. Memory that is to be overwritten holds NaN beforehand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from contrastile.pairs import GivenWeights, GradNeeds, PairProblem, SoftmaxWeights
+from dense_sweeps import (
+    BOTH,
+    DIRECTIONS,
+    PROBLEMS,
+    Dense,
+    assert_sweep,
+    given_weights,
+    grad_results,
+    regime,
+    stats_results,
+    two_towers,
+)
+from support import BACKENDS_HERE, INTERPRETING, Shape, ids, permutation, small_workspace
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+pytestmark = pytest.mark.skipif(not INTERPRETING, reason="test_triton_interpreter.py runs these")
+if "triton" in BACKENDS_HERE:
+    from contrastile.backends import triton, triton_gradients
+
+ALL_NEEDS = GradNeeds(dx=True, dy=True, moment=True, stats=True)
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+PAD = 2048  # entries; a multiple of 16 bytes, and more than a tile reaches past the end of a row
+SHAPES = [
+    Shape(1, 1, 3),
+    Shape(2, 63, 520),
+    Shape(63, 2, 1),
+    Shape(65, 65, 48),
+    Shape(100, 257, 96),
+    Shape(257, 100, 100),
+    Shape(63, 65, 384),
+    Shape(65, 257, 3),
+    Shape(257, 1, 48),
+    Shape(257, 257, 1),
+    Shape(100, 100, 256),
+]
+
+
+def no_mask(shape: Shape) -> dict:
+    return {}
+
+
+def diagonal(shape: Shape) -> dict:
+    return {"positives": torch.arange(shape.rows) % shape.cols}
+
+
+def permuted(shape: Shape) -> dict:
+    positives = permutation(shape.cols)[: shape.rows] if shape.rows <= shape.cols else ids(shape.rows, shape.cols)
+    return {"positives": positives}
+
+
+def groups(shape: Shape) -> dict:
+    return permuted(shape) | {"row_groups": ids(shape.rows, 9), "col_groups": ids(shape.cols, 9)}
+
+
+def own(shape: Shape) -> dict:
+    return permuted(shape) | {"self_offset": -2}
+
+
+def every_mask(shape: Shape) -> dict:
+    return groups(shape) | {"self_offset": min(3, shape.cols - 1)}
+
+
+MASKS = [no_mask, diagonal, permuted, groups, own, every_mask]
+
+
+def cover() -> list:
+    """Every mask with every shape, in turn of the dtypes; the other two dtypes of each pair are slow."""
+    cases = []
+    for (i, shape), (j, mask), (k, dtype) in itertools.product(*map(enumerate, (SHAPES, MASKS, DTYPES))):
+        marks = () if (i + j) % 3 == k else pytest.mark.slow
+        cases.append(pytest.param(shape, mask, dtype, marks=marks, id=f"{shape}-{mask.__name__}-{str(dtype)[6:]}"))
+    return cases
+
+
+# Guards
+
+
+def guard_of(dtype: torch.dtype) -> float | int:
+    return math.nan if dtype.is_floating_point else 7 if dtype == torch.int64 else 0
+
+
+def between_guards(values: Tensor) -> Tensor:
+    storage = torch.full((values.numel() + 2 * PAD,), guard_of(values.dtype), dtype=values.dtype)
+    inner = storage[PAD : PAD + values.numel()].view(values.shape)
+    return inner.copy_(values)
+
+
+def rows_between_guards(rows: Tensor) -> Tensor:
+    """Guards beside every row as well."""
+    wide = torch.full((len(rows), rows.shape[1] + 24), math.nan, dtype=rows.dtype)
+    wide[:, 8 : 8 + rows.shape[1]] = rows
+    return between_guards(wide)[:, 8 : 8 + rows.shape[1]]
+
+
+def guarded(values):
+    """A problem or weights whose tensors all lie between guards."""
+    found = {}
+    for field in dataclasses.fields(values):
+        value = getattr(values, field.name)
+        if isinstance(value, Tensor):
+            found[field.name] = rows_between_guards(value) if value.dim() == 2 else between_guards(value)
+    return dataclasses.replace(values, **found)
+
+
+class Guards(TorchFunctionMode):
+    """Within, new tensors lie between guards, empty ones hold NaN; `check` finds what was written outside of them."""
+
+    NEW = (torch.empty, torch.empty_like, torch.zeros_like, Tensor.new_empty, Tensor.new_zeros, Tensor.new_full)
+    EMPTY = (torch.empty, torch.empty_like, Tensor.new_empty)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: list[Tensor] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function not in self.NEW or not result.numel():
+            return result
+        inner = between_guards(result)
+        if function in self.EMPTY:
+            inner.fill_(guard_of(inner.dtype))
+        self.storages.append(inner._base)
+        return inner
+
+    def check(self) -> None:
+        for storage in self.storages:
+            outside = torch.cat([storage[:PAD], storage[-PAD:]])
+            untouched = torch.full_like(outside, guard_of(outside.dtype))
+            torch.testing.assert_close(outside, untouched, rtol=0, atol=0, equal_nan=True)
+
+
+def run_guarded(sweep: Callable, *arguments, **options):
+    guards = Guards()
+    with guards:
+        result = sweep(*map(guarded_if_dataclass, arguments), **options)
+    guards.check()
+    assert guards.storages
+    return result
+
+
+def guarded_if_dataclass(value):
+    return guarded(value) if isinstance(value, PairProblem | GivenWeights) else value
+
+
+# The sweeps
+
+FORMS = ["fused", "fused-deterministic", "strip"]
+
+
+@pytest.fixture
+def use_form(monkeypatch):
+    """use_form(name): one of the three ways to gradients, where the features allow it."""
+
+    def choose(form: str) -> None:
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: form == "fused-deterministic")
+        if form == "strip":
+            monkeypatch.setattr(triton, "fused_plan", lambda problem: None)
+
+    return choose
+
+
+def assert_gradients(problem: PairProblem, weights, workspace: int = 2**26) -> None:
+    with small_workspace(workspace):
+        grads = run_guarded(triton.pair_grad, problem, weights, ALL_NEEDS)
+    ours = grad_results(grads, problem.self_similarity)
+    if isinstance(weights, SoftmaxWeights):
+        assert_sweep(problem, ours, lambda dense: dense.softmax(weights.columns))
+        columns = weights.columns
+    else:
+        assert_sweep(problem, ours, lambda dense: dense.given(weights))
+        columns = weights.col_shift is not None
+    assert_sweep(problem, stats_results(grads.stats), lambda dense: dense.stats(columns))
+
+
+@pytest.mark.parametrize(("shape", "mask", "dtype"), cover())
+def test_statistics_are_exact_and_touch_nothing_else(shape, mask, dtype):
+    problem = two_towers(shape, dtype, **mask(shape))
+    stats = run_guarded(triton.pair_stats, problem, columns=True, ranks=problem.positives is not None)
+    assert_sweep(problem, stats_results(stats), lambda dense: dense.stats(True))
+    if problem.positives is not None:
+        dense = Dense(problem, *(t.double() for t in (problem.anchors, problem.candidates, problem.scale)))
+        above = dense.s - dense.s.gather(1, problem.positives[:, None])
+        least, most = ((dense.negative & (above > margin)).sum(1) for margin in (1e-4, -1e-4))
+        assert ((least <= stats.row_rank) & (stats.row_rank <= most)).all()
+
+
+@pytest.mark.parametrize(("shape", "mask", "dtype"), cover())
+def test_gradients_are_exact_and_touch_nothing_else(shape, mask, dtype, use_form):
+    """Forms, directions and the cap in turn; the slow cases take them in another order."""
+    problem = two_towers(shape, dtype, **mask(shape))
+    turn = sum(shape) + MASKS.index(mask) + DTYPES.index(dtype)
+    use_form(FORMS[turn % 3])
+    for cap in (True, False):
+        assert_gradients(problem, given_weights(problem, **DIRECTIONS[(turn // 3 + cap) % 3], cap=cap))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_form_takes_every_direction_and_all_masks(form, dtype, use_form):
+    problem = two_towers(Shape(100, 257, 40), dtype, **every_mask(Shape(100, 257, 40)))
+    use_form(form)
+    for direction in DIRECTIONS:
+        assert_gradients(problem, given_weights(problem, **direction, cap=True))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("dx", "dy"), [(True, False), (False, True), (False, False)], ids=["dx", "dy", "sums"])
+def test_a_side_that_is_not_asked_for_changes_nothing(form, dtype, dx, dy, use_form):
+    problem = two_towers(Shape(65, 130, 33), dtype, **every_mask(Shape(65, 130, 33)))
+    weights = given_weights(problem, **BOTH, cap=True)
+    use_form(form)
+    every = grad_results(triton.pair_grad(problem, weights, ALL_NEEDS), False)
+    tolerance = 2 * max(
+        torch.finfo(dtype).eps, 5e-6
+    )  # coefficients on the edge of two 16-bit numbers may round to either
+    for name, value in grad_results(run_guarded(triton.pair_grad, problem, weights, GradNeeds(dx, dy)), False).items():
+        allowed = tolerance * every[name].abs().max().item()
+        torch.testing.assert_close(value, every[name], rtol=tolerance, atol=allowed)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("columns", [False, True], ids=["rows", "symmetric"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_softmax_gradients_are_exact(form, columns, dtype, use_form):
+    problem = two_towers(Shape(100, 100, 33), dtype, **groups(Shape(100, 100, 33)))
+    use_form(form)
+    assert_gradients(problem, SoftmaxWeights(columns))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["several-tiles", "self-triangular-700"])
+def test_windows_of_a_small_workspace_are_put_in_their_places(name, dtype):
+    problem = PROBLEMS[name](dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(triton, "PAIRS_WITHOUT_STRIP", 2**16)
+        patch.setattr(triton_gradients, "PAIRS_WITHOUT_STRIP", 2**16)
+        stats = run_guarded(triton.pair_stats, problem, columns=True)
+        assert_sweep(problem, stats_results(stats), lambda dense: dense.stats(True))
+        assert_gradients(problem, given_weights(problem, **BOTH, cap=True))
+        patch.setattr(triton, "fused_plan", lambda problem: None)
+        assert_gradients(problem, given_weights(problem, **BOTH, cap=True), workspace=2**15)
+
+
+# One direction in one sweep
+
+
+@pytest.fixture
+def one_direction(monkeypatch, use_form):
+    """Strips of whole rows, however few rows they have; counts their sweeps."""
+    use_form("strip")
+    monkeypatch.setattr(triton_gradients, "FEWEST_WHOLE_ROWS", 1)
+    sweep, calls = triton.one_direction_sweep, []
+    monkeypatch.setattr(triton, "one_direction_sweep", lambda *arguments: calls.append(1) or sweep(*arguments))
+    return calls
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mask", [permuted, groups, every_mask])
+@pytest.mark.parametrize("small", [False, True], ids=["one-strip", "several-strips"])
+def test_one_direction_in_one_sweep_is_exact(mask, dtype, small, one_direction):
+    shape = Shape(257, 100, 33) if mask is permuted else Shape(257, 63, 48)
+    workspace = 2 * dtype.itemsize * shape.cols * 130 if small else 2**26  # 128 rows fit into the strip, or all
+    assert_gradients(two_towers(shape, dtype, **mask(shape)), SoftmaxWeights(columns=False), workspace)
+    assert one_direction == [1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["all-negative", "dominating", "duplicates", "huge-scale", "unnormalised"])
+def test_one_direction_repairs_shifts_that_were_guessed_badly(name, dtype, one_direction):
+    assert_gradients(regime(name, dtype), SoftmaxWeights(columns=False))
+    assert one_direction == [1]
+
+
+def test_one_direction_with_many_features_needs_no_prompting(monkeypatch):
+    monkeypatch.setattr(triton, "pair_stats", None)
+    assert_gradients(PROBLEMS["deep"](torch.float32), SoftmaxWeights(columns=False))
+
+
+def test_a_guess_that_overflows_is_repaired(one_direction):
+    """The positive's logit lies 200 below the row's largest: exp(200) is infinite in float32."""
+    problem = two_towers(Shape(65, 65, 48), torch.float32, positives=torch.arange(65))
+    x = problem.anchors
+    y = x.roll(1, 0).clone()
+    problem = dataclasses.replace(problem, candidates=y, scale=torch.full((65,), 200.0))
+    assert_gradients(problem, SoftmaxWeights(columns=False))
+
+
+# Determinism, and a product in a single step
+
+
+@pytest.mark.parametrize("depth", [16, 33, 64])
+def test_a_product_of_a_single_step_over_the_features_is_right(depth):
+    """Reported of Triton: an accumulator of a loop that runs once was wrong. BLOCK_DEPTH is at least D here."""
+    problem = two_towers(Shape(65, 130, depth), torch.float32, positives=torch.arange(65))
+    stats = run_guarded(triton.pair_stats, problem, columns=True)
+    assert_sweep(problem, stats_results(stats), lambda dense: dense.stats(True))
+
+
+def test_the_deterministic_form_adds_nothing_atomically(monkeypatch, use_form):
+    from contrastile.kernels import gradient
+
+    def refuse(*arguments, **options):
+        raise AssertionError("an atomic addition")
+
+    problem = two_towers(Shape(65, 65, 8), torch.float32, positives=torch.arange(65))
+    weights = given_weights(problem, **BOTH, cap=True)
+    monkeypatch.setattr(gradient.tl, "atomic_add", refuse)
+    with pytest.raises(Exception, match="an atomic addition"):
+        triton.pair_grad(problem, weights, ALL_NEEDS)
+    use_form("fused-deterministic")
+    assert_gradients(problem, weights)
