@@ -114,9 +114,11 @@ def load_anchors(
     DESCRIPTORS: tl.constexpr,
 ):
     if DESCRIPTORS:
-        return pairs.anchors.load([first, 0])
-    row = first + tl.arange(0, BLOCK_ROWS)
-    return load_rows(pairs.anchors, pairs.anchor_stride, row, pairs.rows - 1, 0, DEPTH, BLOCK_DEPTH)
+        anchors = pairs.anchors.load([first, 0])
+    else:  # not just what follows: Triton compiles code behind the return of such a branch
+        row = first + tl.arange(0, BLOCK_ROWS)
+        anchors = load_rows(pairs.anchors, pairs.anchor_stride, row, pairs.rows - 1, 0, DEPTH, BLOCK_DEPTH)
+    return anchors
 
 
 @triton.jit
@@ -129,9 +131,11 @@ def load_candidates(
     DESCRIPTORS: tl.constexpr,
 ):
     if DESCRIPTORS:
-        return pairs.candidates.load([first, 0])
-    col = first + tl.arange(0, BLOCK_COLS)
-    return load_rows(pairs.candidates, pairs.candidate_stride, col, pairs.cols - 1, 0, DEPTH, BLOCK_DEPTH)
+        candidates = pairs.candidates.load([first, 0])
+    else:
+        col = first + tl.arange(0, BLOCK_COLS)
+        candidates = load_rows(pairs.candidates, pairs.candidate_stride, col, pairs.cols - 1, 0, DEPTH, BLOCK_DEPTH)
+    return candidates
 
 
 @triton.jit

@@ -108,8 +108,7 @@ _FUSED = {
         TilePlan(64, 32, MOST_FUSED_FEATURES, 1, 8, 1, False),
     ),
     ("sm_90+", 16): (
-        TilePlan(128, 128, 64, 1, 8, 2, True),
-        TilePlan(128, 64, 128, 1, 8, 2, True),
+        TilePlan(128, 64, 64, 1, 8, 2, True),
         TilePlan(64, 64, MOST_FUSED_FEATURES, 1, 8, 2, True),
     ),
     ("gfx", 16): (

@@ -15,6 +15,7 @@ import triton.language as tl
 
 INFINITY = tl.constexpr(float("inf"))
 SMALLEST_SUM = tl.constexpr(2.0**-80)  # of exp(logit - shift): what a float32 then loses is below its precision
+LARGEST_SUM = tl.constexpr(2.0**100)  # no part of it has overflowed, nor will a sum of several
 
 
 class Pairs(NamedTuple):
@@ -165,8 +166,8 @@ def finite(maximum):
 
 @triton.jit
 def sums_are_exact(sums, valid):
-    """Whether no sum of exponentials under a common shift has lost anything to underflow, or is NaN."""
-    return tl.min((~valid | (sums >= SMALLEST_SUM)).to(tl.int32), 0) > 0
+    """Whether no sum of exponentials under a common shift has lost anything to underflow, overflowed, or is NaN."""
+    return tl.min((~valid | ((sums >= SMALLEST_SUM) & (sums <= LARGEST_SUM))).to(tl.int32), 0) > 0
 
 
 @triton.jit
