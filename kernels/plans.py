@@ -60,9 +60,13 @@ def window_plan(rows: int, cols: int, most_pairs: int, multiple: int, triangle: 
 SMALLEST_DEPTH = 16  # of a matrix instruction's operands
 
 
-def tile_plan(target: str, bits: int, depth: int, descriptors: bool) -> TilePlan:
-    """Tiles for a target ("interpreter", "sm_90", "gfx942", ...) and the bits of an input element."""
-    plan = _PLANS[_family(target), bits]
+def tile_plan(sweep: str, target: str, bits: int, depth: int, descriptors: bool) -> TilePlan:
+    """Tiles of a sweep ("statistics" or "gradient") for a target ("interpreter", "sm_90", "gfx942", ...) and the bits
+    of an input element.
+    """
+    plan = _PLANS_BY_SWEEP.get((sweep, target, bits))
+    if plan is None or (plan.descriptors and not descriptors):  # pointers to load from take registers too
+        plan = _PLANS[_family(target), bits]
     block_depth = max(SMALLEST_DEPTH, min(plan.block_depth, 1 << (depth - 1).bit_length()))
     return replace(plan, block_depth=block_depth, descriptors=descriptors and plan.descriptors)
 
@@ -95,6 +99,15 @@ _PLANS = {
     ("sm_90+", 32): TilePlan(64, 64, 32, 8, 4, 3, False),
     ("gfx", 16): TilePlan(128, 128, 64, 8, 8, 2, False),
     ("gfx", 32): TilePlan(64, 64, 32, 8, 4, 2, False),
+}
+
+# Where a sweep's own tiles have a better bound (docs/kernels.md), or would spill registers in those above: coefficients
+# and their sums take more than the statistics do.
+_PLANS_BY_SWEEP = {
+    ("statistics", "sm_90", 16): TilePlan(128, 128, 64, 8, 4, 3, True),
+    ("gradient", "sm_90", 16): TilePlan(64, 128, 64, 8, 4, 4, True),
+    ("gradient", "sm_100", 16): TilePlan(128, 64, 64, 8, 8, 4, True),
+    ("gradient", "sm_120", 16): TilePlan(128, 64, 32, 8, 8, 3, False),
 }
 
 # The same for the fused kernel, by most features. It has no groups: each program walks a whole line of tiles. In

@@ -49,7 +49,7 @@ class Configuration:
 
     @property
     def plan(self) -> TilePlan:
-        return tile_plan(self.target, DTYPES[self.dtype].itemsize * 8, self.depth, self.aligned)
+        return tile_plan(self.sweep.split()[0], self.target, DTYPES[self.dtype].itemsize * 8, self.depth, self.aligned)
 
 
 def bounded_configurations(targets: tuple[str, ...] = TARGETS) -> Iterator[Configuration]:

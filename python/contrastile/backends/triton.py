@@ -26,7 +26,7 @@ from contrastile.backends.triton_gradients import (
     strip_sweep,
 )
 from contrastile.backends.triton_sums import Totals
-from contrastile.backends.triton_sweep import Sweep, fused_plan, interpreting
+from contrastile.backends.triton_sweep import Sweep, fused_plan, interpreting, statistics_plan, strip_plan
 from contrastile.kernels.statistics import statistics_kernel
 from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairProblem, PairStats, SoftmaxWeights
 from contrastile.statistics import softmax_weights
@@ -47,7 +47,7 @@ def unavailable_reason() -> str | None:
 def pair_stats(problem: PairProblem, *, columns: bool = False, ranks: bool = False) -> PairStats:
     if ranks:
         problem = replace(problem, self_similarity=False)  # a rank needs the whole row
-    sweep = Sweep(problem)
+    sweep = Sweep(problem, statistics_plan(problem))
     positive_logit = sweep.positives()
     row_rank = torch.zeros_like(problem.positives) if ranks and problem.positives is not None else None
     totals = Totals.of_statistics(problem, columns)
@@ -60,7 +60,7 @@ def pair_stats(problem: PairProblem, *, columns: bool = False, ranks: bool = Fal
 
 def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, needs: GradNeeds) -> PairGrads:
     grads, totals = Gradients(problem, needs), Totals.none(problem)
-    sweep, plan = Sweep(problem), None if problem.self_similarity else fused_plan(problem)
+    sweep, plan = Sweep(problem, strip_plan(problem)), None if problem.self_similarity else fused_plan(problem)
     stats: PairStats | None = None
     given: GivenWeights | None = None
     largest: Tensor | None = None

@@ -28,7 +28,7 @@ STRIP_SHARE = 2  # one part in so many of the workspace
 PAIRS_WITHOUT_STRIP = 2**28  # of a window: 32 MiB of partial sums at 128 x 128
 # A strip of whole rows adds to all of dY: 8 D bytes a column against 2 D flop for each of its rows.
 FEWEST_WHOLE_ROWS = 1024
-LARGEST_MISS = 60.0  # of a guessed shift: exponentials within exp(60) keep a float32's or bfloat16's digits
+LARGEST_MISS = 60.0  # of a guessed shift: exponentials within exp(60) keep a float32's digits
 
 
 class Gradients:
@@ -111,12 +111,12 @@ def strip_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, gra
 
 
 def fits_one_direction(sweep: Sweep) -> bool:
-    """Whether strips of whole rows are high enough. float16 has no room for a guessed shift."""
+    """Whether strips of whole rows are high enough, and hold float32: 16 bits leave a guessed shift too few digits."""
     problem = sweep.problem
     if problem.self_similarity:
         return False
     fewest = min(problem.rows, FEWEST_WHOLE_ROWS)
-    return problem.anchors.dtype != torch.float16 and _whole_rows(sweep) >= fewest
+    return problem.anchors.dtype == torch.float32 and _whole_rows(sweep) >= fewest
 
 
 def one_direction_sweep(sweep: Sweep, gain: float, grads: Gradients) -> PairStats:

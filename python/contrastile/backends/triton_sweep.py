@@ -32,10 +32,10 @@ def interpreting() -> bool:
 class Sweep:
     """A problem made ready for launches: its plan, and what all of its kernels take."""
 
-    def __init__(self, problem: PairProblem, plan: TilePlan | None = None) -> None:
+    def __init__(self, problem: PairProblem, plan: TilePlan) -> None:
         self.problem = problem
         self.depth = problem.anchors.shape[1]
-        self.plan = plan or tile_plan(*_described(problem))
+        self.plan = plan
         self.pointers = Pairs(
             anchors=problem.anchors,
             candidates=problem.candidates,
@@ -127,6 +127,15 @@ class Sweep:
         options = {"num_warps": self.plan.num_warps, "num_stages": self.plan.num_stages}
         with _on_device(self.problem.anchors.device):
             kernel[(programs,)](*arguments, **constants, **options)
+
+
+def statistics_plan(problem: PairProblem) -> TilePlan:
+    return tile_plan("statistics", *_described(problem))
+
+
+def strip_plan(problem: PairProblem) -> TilePlan:
+    """Plan of the kernel that fills a strip with coefficients."""
+    return tile_plan("gradient", *_described(problem))
 
 
 def fused_plan(problem: PairProblem) -> TilePlan | None:
