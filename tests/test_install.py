@@ -120,8 +120,9 @@ def test_wheel_holds_the_package_and_its_cpu_backend_runs(environment, source, t
 
     modules = {path.relative_to(source / "python") for path in (source / "python" / "contrastile").rglob("*.py")}
     for part in ("bench", "kernels"):
-        modules |= {Path("contrastile", part, path.name) for path in (source / part).glob("*.py")}
-    expected = {*map(str, modules), "contrastile/py.typed", "contrastile/_C.pyi"}
+        modules |= {Path("contrastile", part, path.relative_to(source / part)) for path in (source / part).rglob("*.py")}
+    data = {"contrastile/py.typed", "contrastile/_C.pyi", "contrastile/bench/static/bounds.csv"}
+    expected = {*map(str, modules)} | data
     present = {name for name in names if ".dist-info/" not in name}
     (extension,) = (name for name in present if name.startswith("contrastile/_C.") and not name.endswith(".pyi"))
     assert present == expected | {extension}
