@@ -116,16 +116,11 @@ _FUSED = {
     ("int", 16): (TilePlan(64, 128, MOST_FUSED_FEATURES, 1, 4, 1, False),),
     ("int", 32): (TilePlan(128, 64, MOST_FUSED_FEATURES, 1, 4, 1, False),),
     ("sm_80+", 16): (
-        TilePlan(128, 64, 64, 1, 8, 2, False),
         TilePlan(64, 64, 128, 1, 8, 2, False),
         TilePlan(64, 32, MOST_FUSED_FEATURES, 1, 8, 1, False),
     ),
-    ("sm_90+", 16): (
-        TilePlan(128, 64, 64, 1, 8, 2, True),
-        TilePlan(64, 64, MOST_FUSED_FEATURES, 1, 8, 2, True),
-    ),
+    ("sm_90+", 16): (TilePlan(64, 64, MOST_FUSED_FEATURES, 1, 8, 2, True),),
     ("gfx", 16): (
-        TilePlan(128, 64, 64, 1, 8, 1, False),
         TilePlan(64, 64, 128, 1, 8, 1, False),
         TilePlan(64, 32, MOST_FUSED_FEATURES, 1, 8, 1, False),
     ),
