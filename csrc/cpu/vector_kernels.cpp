@@ -254,7 +254,8 @@ double fma_rate(double seconds) {
   constexpr int chains = 12;  // enough independent sums to hide the latency of two units
   constexpr int rounds = 4096;
   Vec<float> sum[chains];
-  for (int c = 0; c < chains; ++c) sum[c] = splat<float>(float(c));
+  // Not constants: of a chain that starts at its fixed point, 1, the compiler would leave nothing.
+  for (int c = 0; c < chains; ++c) sum[c] = splat<float>(float(seconds) + float(c));
   const Vec<float> factor = splat<float>(0.999f);
   const Vec<float> addend = splat<float>(1e-3f);
   std::int64_t flops = 0;
