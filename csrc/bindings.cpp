@@ -87,6 +87,12 @@ void bind_sweeps(py::module_& module, const char* suffix) {
            py::arg("col_mass"));
 
   const py::call_guard<py::gil_scoped_release> without_gil;
+  module.def(
+      named("positive_logits").c_str(),
+      [](const PairProblem<Real>& problem, Address logits, const Execution& execution) {
+        positive_logits(problem, pointer<Real>(logits), execution);
+      },
+      without_gil);
   module.def(named("pair_stats").c_str(), &pair_stats<Real>, without_gil);
   module.def(named("pair_grad_given").c_str(), &pair_grad_given<Real>, without_gil);
   module.def(named("pair_grad_softmax").c_str(), &pair_grad_softmax<Real>, without_gil);

@@ -59,6 +59,9 @@ class Recorder:
     def __init__(self, backend):
         self.backend, self.calls = backend, []
 
+    def positive_logits(self, problem):
+        return self.backend.positive_logits(problem)
+
     def pair_stats(self, problem, **options):
         self.calls.append(("stats", options))
         return self.backend.pair_stats(problem, **options)

@@ -55,6 +55,13 @@ def test_stats_are_as_exact_as_dense(backend, problem):
         assert_sweep(problem, ours, lambda dense, columns=columns: dense.stats(columns))
 
 
+def test_logits_of_positives_are_as_exact_as_dense(backend, problem):
+    if problem.positives is None:
+        pytest.skip("has no positives")
+    ours = {"positive_logit": backend.positive_logits(problem)}
+    assert_sweep(problem, ours, lambda dense: {"positive_logit": dense.stats(False)["positive_logit"]})
+
+
 def test_sums_of_rows_without_negatives_are_zero(backend):
     problem = lonely_rows(torch.float32)
     stats = backend.pair_stats(problem, columns=True)

@@ -16,7 +16,14 @@ struct EmbeddingView {
   std::int64_t row_stride;
   ElementType type;
 
-  bool is_16_bit() const { return type == ElementType::float16 || type == ElementType::bfloat16; }
+  std::int64_t element_bytes() const {
+    if (type == ElementType::float64) return 8;
+    return type == ElementType::float32 ? 4 : 2;
+  }
+
+  const void* at(std::int64_t row, std::int64_t k) const {
+    return static_cast<const char*>(data) + (row * row_stride + k) * element_bytes();
+  }
 };
 
 constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {

@@ -112,8 +112,7 @@ class Operands {
   }
 
   static Strided from(const EmbeddingView& view, std::int64_t row, std::int64_t k) {
-    const std::int64_t bytes = view.is_16_bit() ? 2 : std::int64_t(sizeof(Real));
-    return {static_cast<const char*>(view.data) + (row * view.row_stride + k) * bytes, view.row_stride, view.type};
+    return {view.at(row, k), view.row_stride, view.type};
   }
 
   const EmbeddingView anchors_, candidates_;

@@ -53,6 +53,7 @@ inline constexpr std::int64_t most_tile_cols = 256;
 // would read coefficients more often than they are used.
 inline constexpr std::int64_t most_grad_features = 512;
 inline constexpr std::int64_t least_grad_features = 128;
+inline constexpr std::int64_t good_grad_rows = 480;
 inline constexpr std::int64_t min_strip_rows = 128;
 // Candidates of a window are packed for each product, which as many rows pay for.
 inline constexpr std::int64_t good_strip_rows = 5 * most_tile_rows;
@@ -66,8 +67,7 @@ inline constexpr int usual_threads = 4;
 // Candidates of one tile as one thread packs them: by features for S, by
 // columns for dX.
 inline std::int64_t packed_candidate_elements(const Plan& plan) {
-  return std::max(round_up(plan.col_block, most_panel_cols) * depth_block,
-                  round_up(std::min(plan.grad_features, most_grad_features), most_panel_cols) * plan.col_block);
+  return round_up(plan.col_block, most_panel_cols) * std::max(depth_block, most_grad_features);
 }
 
 inline std::int64_t thread_scratch_elements(const Plan& plan) {
@@ -113,6 +113,20 @@ inline void cut_columns(Plan& plan, const PlanRequest& request, std::int64_t bud
   plan.chunk_cols = std::min(ceil_div(tiles, windows) * plan.col_block, request.cols);
 }
 
+// Units of work for dX share out rows: coefficients are then read by one of them,
+// and once. Each packs its candidates for itself, so that where it would have
+// few rows to use them for, features are shared out as well.
+inline void cut_gradient(Plan& plan, const PlanRequest& request) {
+  const std::int64_t most_parts = std::max<std::int64_t>(request.depth / least_grad_features, 1);
+  std::int64_t feature_parts = 1, row_parts = request.threads;
+  for (std::int64_t parts = 2; parts <= std::min<std::int64_t>(most_parts, request.threads); ++parts) {
+    if (plan.strip_rows >= row_parts * good_grad_rows) break;
+    if (request.threads % parts == 0) feature_parts = parts, row_parts = request.threads / parts;
+  }
+  plan.grad_features = round_up(ceil_div(request.depth, feature_parts), most_panel_cols);
+  plan.grad_rows = round_up(ceil_div(plan.strip_rows, row_parts), most_panel_rows);
+}
+
 inline Plan make_plan(const PlanRequest& request) {
   Plan plan;
   // Wide tiles amortise packing; narrow problems are cut finer so that there is
@@ -124,31 +138,29 @@ inline Plan make_plan(const PlanRequest& request) {
     plan.row_block = most_tile_rows;
     plan.col_block = std::clamp<std::int64_t>(round_up(ceil_div(request.cols, 8), 64), 128, most_tile_cols);
   }
-  // Units share out features first: candidates are then packed by one of them only.
-  std::int64_t feature_parts = std::clamp<std::int64_t>(request.depth / least_grad_features, 1, request.threads);
-  while (request.threads % feature_parts) --feature_parts;
-  plan.grad_features = round_up(ceil_div(request.depth, feature_parts), most_panel_cols);
   plan.chunk_cols = request.cols;
   const std::int64_t budget =
       request.workspace_elements - std::max(request.threads, usual_threads) * thread_scratch_elements(plan);
-  plan.strip_rows = good_strip_rows;
-  const bool fits_good_strip = fitting_tiles(plan, request, budget) * plan.col_block >= good_strip_rows;
   plan.strip_rows = plan.row_block;
   const std::int64_t fitting_blocks = std::max<std::int64_t>(budget / window_elements(plan, request.depth), 0);
-  if (fitting_blocks * plan.row_block >= request.rows) {
+  const std::int64_t fitting_rows = fitting_blocks * plan.row_block;
+  Plan square = plan;  // nearly: at least as wide as high
+  square.strip_rows = good_strip_rows;
+  const bool square_fits = fitting_tiles(square, request, budget) * plan.col_block >= good_strip_rows;
+  if (fitting_rows >= request.rows) {
     plan.strip_rows = request.rows;
-  } else if (!request.triangle && !request.whole_rows && fits_good_strip &&
-             fitting_blocks * plan.row_block < good_strip_rows && good_strip_rows < request.rows) {
-    plan.strip_rows = good_strip_rows;
+  } else if (!request.triangle && !request.whole_rows && square_fits && fitting_rows < good_strip_rows &&
+             good_strip_rows < request.rows) {
+    plan = square;
     cut_columns(plan, request, budget);
   } else if (fitting_blocks >= 1) {
-    const std::int64_t strips = ceil_div(request.rows, fitting_blocks * plan.row_block);
+    const std::int64_t strips = ceil_div(request.rows, fitting_rows);
     plan.strip_rows = round_up(ceil_div(request.rows, strips), plan.row_block);
   } else {
     if (!request.triangle) plan.strip_rows = std::min(min_strip_rows, request.rows);
     cut_columns(plan, request, budget);
   }
-  plan.grad_rows = round_up(ceil_div(plan.strip_rows, request.threads / feature_parts), most_panel_rows);
+  cut_gradient(plan, request);
   return plan;
 }
 

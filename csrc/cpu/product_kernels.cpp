@@ -2,9 +2,10 @@
 // (CONTRASTILE_ISA names it).
 //
 // work   2 m n k flop; a block of panel_rows x panel_cols sums stays in
-// registers over k reads  a's panels from the second-level cache, b's from the
-// first: 2 + panel_rows loads for
-//        2 panel_rows fused multiply-adds on vectors
+//        registers over k
+// reads  2 + panel_rows loads for 2 panel_rows fused multiply-adds on vectors; a
+//        panel of a stays in the first-level cache while it meets every panel of
+//        b, which come from the second
 // bound  the multiply-add units
 #include "product_kernels.h"
 
@@ -24,10 +25,6 @@ inline constexpr int panel_rows = vector_bytes == 64 ? 12 : 6;
 inline constexpr int panel_vectors = 2;
 template <class Real>
 inline constexpr int panel_cols = panel_vectors * Lanes<Real>::count;
-
-// Rows of a that meet every panel of b before the next rows do: at 256 deep they take 144 KiB in single
-// precision, a share of the second-level cache that a neighbour on the core leaves.
-inline constexpr std::int64_t cached_rows = 144;
 
 // Advances through the depth of `rows` rows of the left operand.
 template <class Real, Layout layout, int rows>
@@ -251,23 +248,55 @@ void pack_lines_of(Strided source, std::int64_t lines, std::int64_t depth, Real*
   }
 }
 
-// depth x lines in memory, lines contiguous -> the same panels. Memory is read
-// as it lies, which the processor foresees; every write fills cache lines.
+// depth x lines in memory, lines contiguous -> the same panels. A few rows at a
+// time: read whole, as the processor foresees, they are too few for their
+// places in the panels, which are a large power of two apart, to contend for
+// the first-level cache.
 template <class Real, class Element, int width>
 void pack_columns_of(Strided source, std::int64_t lines, std::int64_t depth, Real* panels) {
   using Stored = typename Element::Stored;
   const auto* data = static_cast<const Stored*>(source.data);
   const std::int64_t whole = lines / width * width;
-  for (std::int64_t k = 0; k < depth; ++k) {
-    const Stored* from = data + k * source.stride;
-    Real* to = panels + k * width;
-    for (std::int64_t first = 0; first < whole; first += width, to += depth * width)
+  constexpr std::int64_t rows = 8;
+  for (std::int64_t begin = 0; begin < depth; begin += rows) {
+    const std::int64_t end = depth - begin < rows ? depth : begin + rows;
+    for (std::int64_t first = 0; first < whole; first += width)
+      for (std::int64_t k = begin; k < end; ++k) {
+        const Stored* from = data + k * source.stride + first;
+        Real* to = panels + first * depth + k * width;
 #pragma GCC unroll 32
-      for (int line = 0; line < width; ++line) to[line] = Element::convert(from[first + line]);
-    if (whole < lines)
+        for (int line = 0; line < width; ++line) to[line] = Element::convert(from[line]);
+      }
+    for (std::int64_t k = begin; k < end && whole < lines; ++k)
       for (int line = 0; line < width; ++line)
-        to[line] = whole + line < lines ? Element::convert(from[whole + line]) : Real(0);
+        panels[whole * depth + k * width + line] =
+            whole + line < lines ? Element::convert(data[k * source.stride + whole + line]) : Real(0);
   }
+}
+
+template <class Real, class Element>
+Real dot_of(const void* a, const void* b, std::int64_t depth) {
+  constexpr int chains = 4 * Lanes<Real>::count;
+  const auto* left = static_cast<const typename Element::Stored*>(a);
+  const auto* right = static_cast<const typename Element::Stored*>(b);
+  Real sum[chains] = {};
+  std::int64_t k = 0;
+  for (; k + chains <= depth; k += chains)
+#pragma GCC unroll 64
+    for (int c = 0; c < chains; ++c) sum[c] += Element::convert(left[k + c]) * Element::convert(right[k + c]);
+  for (int c = 0; k < depth; ++k, ++c) sum[c] += Element::convert(left[k]) * Element::convert(right[k]);
+  for (int half = chains / 2; half > 0; half /= 2)
+    for (int c = 0; c < half; ++c) sum[c] += sum[c + half];
+  return sum[0];
+}
+
+template <class Real>
+Real dot(const void* a, const void* b, std::int64_t depth, ElementType type) {
+  if constexpr (sizeof(Real) == sizeof(float)) {
+    if (type == ElementType::bfloat16) return dot_of<Real, Bfloat16>(a, b, depth);
+    if (type == ElementType::float16) return dot_of<Real, Float16>(a, b, depth);
+  }
+  return dot_of<Real, Same<Real>>(a, b, depth);
 }
 
 template <class Real, int width>
@@ -296,7 +325,8 @@ constexpr contrastile::cpu::ProductKernels<Real> all_kernels() {
           pack_lines<Real, panel_rows>,
           pack_lines<Real, panel_cols<Real>>,
           pack_columns<Real, panel_cols<Real>>,
-          multiply<Real>};
+          multiply<Real>,
+          dot<Real>};
 }
 
 }  // namespace

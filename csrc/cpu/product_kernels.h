@@ -52,6 +52,8 @@ struct ProductKernels {
   Pack pack_b_by_columns;
   void (*multiply)(std::int64_t rows, std::int64_t cols, std::int64_t depth, LeftOperand<Real> a, const Real* b_panels,
                    Real* target, std::int64_t target_stride, Accumulate);
+  // Of two rows of the same element type.
+  Real (*dot)(const void* a, const void* b, std::int64_t depth, ElementType);
 };
 
 template <class Real>

@@ -1,4 +1,4 @@
-// The two pairwise operations on a CPU. What they compute is defined in
+// The pairwise operations on a CPU. What they compute is defined in
 // python/contrastile/pairs.py; names here are the names there.
 #pragma once
 
@@ -59,6 +59,10 @@ struct Execution {
   int threads;
   std::int64_t workspace_bytes;  // for tiles of logits; everything else is O(N + M)
 };
+
+// scale_i <x_i, y_positive>, (N,).
+template <class Real>
+void positive_logits(const PairProblem<Real>&, Real* logits, const Execution&);
 
 // Row statistics are always computed; column statistics where asked for.
 template <class Real>

@@ -27,7 +27,6 @@ from contrastile.statistics import (
     denominators,
     info_nce_values,
     normalizer_weights,
-    positive_logits,
     row_denominators,
     softmax_weights,
 )
@@ -190,7 +189,7 @@ def gamma_forward(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Gradients | None]:
     """(loss, row_lse, col_lse, logits of the positives, gradients)."""
     with outside_autocast(inputs.x.device):
-        positive = positive_logits(inputs.problem())
+        positive = backends.get(backend).positive_logits(inputs.problem())
     forms = any(wants) and reduction != "none"
     gain = torch.full_like(positive, row_factor(inputs, reduction, terms.log_v is not None))
     weights = gamma_weights(inputs, terms, positive, gain)

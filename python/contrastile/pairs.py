@@ -1,12 +1,12 @@
-"""The two pairwise operations: what they are given and what they give back.
+"""The pairwise operations: what they are given and what they give back.
 
-Everything in this package that touches a pair (i, j) goes through one of
+Everything in this package that touches a pair (i, j) goes through one of two sweeps over all pairs,
 
     pair_stats   maxima and sums of exponentials of the logits, by row and by column
     pair_grad    dX = scale * C Y and dY = (scale * C)^T X for a coefficient C_ij that depends on s_ij
 
-with logits s_ij = scale_i * <x_i, y_j>. A backend implements these two functions over the types
-of this file and knows nothing of losses; a loss knows nothing of backends.
+with logits s_ij = scale_i * <x_i, y_j>, or through positive_logits, which gives those of the positives alone. A backend
+implements these functions over the types of this file and knows nothing of losses; a loss knows nothing of backends.
 
 Three kinds of pair are told apart:
 
@@ -123,10 +123,13 @@ class PairGrads:
 
 
 class Backend(Protocol):
-    """A module or object that implements the two operations."""
+    """A module or object that implements the operations."""
 
     def unavailable_reason(self) -> str | None:
         """None where the backend can run, otherwise why it cannot."""
+
+    def positive_logits(self, problem: PairProblem) -> Tensor:
+        """Logits of the positives, (N,), accumulation dtype. 2 N D flop."""
 
     def pair_stats(self, problem: PairProblem, *, columns: bool = False, ranks: bool = False) -> PairStats:
         """One product, 2 N M D flop (half for self_similarity)."""

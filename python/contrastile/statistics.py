@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from contrastile.pairs import GivenWeights, PairProblem, PairStats
+from contrastile.pairs import GivenWeights, PairStats
 
 
 class Denominators(NamedTuple):
@@ -124,16 +124,3 @@ def normalizer_weights(
     if positives is not None and positive_coeff is not None and cols.positive is not None:
         positive_coeff = positive_coeff + (col_weight * cols.positive)[positives]
     return GivenWeights(rows.shift, multiplier * row_weight, cols.shift, multiplier * col_weight, positive_coeff)
-
-
-def positive_logits(problem: PairProblem) -> Tensor:
-    """Logits of the positives, (N,), in the accumulation dtype, a few MiB of rows at a time."""
-    assert problem.positives is not None
-    dtype = problem.scale.dtype
-    step = max(1, 2**20 // (problem.anchors.shape[1] * problem.scale.element_size()))
-    found = torch.empty_like(problem.scale)
-    for first in range(0, problem.rows, step):
-        rows = slice(first, first + step)
-        own = problem.candidates.index_select(0, problem.positives[rows]).to(dtype)
-        torch.linalg.vecdot(problem.anchors[rows].to(dtype), own, out=found[rows])
-    return found.mul_(problem.scale)

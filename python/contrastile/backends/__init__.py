@@ -1,4 +1,4 @@
-"""Backends of the two pairwise operations, and the one place that chooses among them.
+"""Backends of the pairwise operations, and the one place that chooses among them.
 
 The choice is, first to last: the `backend` argument of a function, `use_backend`, the environment variable
 CONTRASTILE_BACKEND, and else the first backend of AUTOMATIC_ORDER that can run on the tensors' device.

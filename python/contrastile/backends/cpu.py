@@ -1,4 +1,4 @@
-"""C++ backend: both sweeps in csrc/cpu, through the extension module contrastile._C."""
+"""C++ backend: the sweeps in csrc/cpu, through the extension module contrastile._C."""
 
 from __future__ import annotations
 
@@ -40,6 +40,13 @@ def release_workspace() -> None:
     """Gives back the memory that is kept from one sweep for the next."""
     if unavailable_reason() is None:
         _extension().release_workspace()
+
+
+def positive_logits(problem: PairProblem) -> Tensor:
+    call = _Call(problem)
+    found = call.empty(problem.rows)
+    call.run("positive_logits", found.data_ptr())
+    return found
 
 
 def pair_stats(problem: PairProblem, *, columns: bool = False, ranks: bool = False) -> PairStats:

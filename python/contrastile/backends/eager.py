@@ -23,11 +23,24 @@ from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairProblem, P
 from contrastile.statistics import finite, softmax_weights
 
 FEWEST_ROWS = 64  # of a tile that spans all columns; below it, products become slow and columns are cut instead
+WIDENED_BYTES = 2**20  # of a chunk of rows that meet their positives
 OPERAND_SHARE = 8  # scaled anchors and widened candidates take at most one part in so many of the workspace each
 
 
 def unavailable_reason() -> str | None:
     return None
+
+
+def positive_logits(problem: PairProblem) -> Tensor:
+    assert problem.positives is not None
+    dtype, depth = problem.scale.dtype, problem.anchors.shape[1]
+    found = torch.empty_like(problem.scale)
+    step = max(1, WIDENED_BYTES // (depth * found.element_size()))
+    for first in range(0, problem.rows, step):
+        rows = slice(first, first + step)
+        own = problem.candidates.index_select(0, problem.positives[rows]).to(dtype)
+        torch.linalg.vecdot(problem.anchors[rows].to(dtype), own, out=found[rows])
+    return found.mul_(problem.scale)
 
 
 def pair_stats(problem: PairProblem, *, columns: bool = False, ranks: bool = False) -> PairStats:

@@ -31,7 +31,7 @@ from contrastile.kernels.statistics import statistics_kernel
 from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairProblem, PairStats, SoftmaxWeights
 from contrastile.statistics import softmax_weights
 
-__all__ = ["interpreting", "pair_grad", "pair_stats", "unavailable_reason"]
+__all__ = ["interpreting", "pair_grad", "pair_stats", "positive_logits", "unavailable_reason"]
 
 
 def unavailable_reason() -> str | None:
@@ -42,6 +42,12 @@ def unavailable_reason() -> str | None:
     if not hasattr(torch.ops.aten.addmm, "dtype_out"):
         return "torch 2.8 or newer is needed: products of 16-bit tensors with a float32 result"
     return None
+
+
+def positive_logits(problem: PairProblem) -> Tensor:
+    found = Sweep(problem, statistics_plan(problem)).positives()
+    assert found is not None
+    return found
 
 
 def pair_stats(problem: PairProblem, *, columns: bool = False, ranks: bool = False) -> PairStats:
