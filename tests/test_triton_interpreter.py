@@ -32,6 +32,7 @@ COVER = {
         "groups-and-self or lonely or self-triangular-258 or deep or one-by-one or ranks or nan or regimes or layout "
         "or confident or overflow"
     ),
+    "test_triton_tuning.py": "",
     "test_peer_faults.py": "",
     "test_evaluate.py": "",
 }

@@ -11,7 +11,9 @@ With TRITON_INTERPRET=1 the kernels run in Triton's interpreter, on CPU tensors.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,6 +29,8 @@ from contrastile.backends.triton_gradients import (
 )
 from contrastile.backends.triton_sums import Totals
 from contrastile.backends.triton_sweep import Sweep, fused_plan, interpreting, statistics_plan, strip_plan
+from contrastile.backends.triton_tuning import tuned
+from contrastile.kernels.plans import TilePlan
 from contrastile.kernels.statistics import statistics_kernel
 from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairProblem, PairStats, SoftmaxWeights
 from contrastile.statistics import softmax_weights
@@ -53,7 +57,15 @@ def positive_logits(problem: PairProblem) -> Tensor:
 def pair_stats(problem: PairProblem, *, columns: bool = False, ranks: bool = False) -> PairStats:
     if ranks:
         problem = replace(problem, self_similarity=False)  # a rank needs the whole row
-    sweep = Sweep(problem, statistics_plan(problem))
+
+    def run(plan: TilePlan) -> PairStats:
+        return _pair_stats(Sweep(problem, plan), columns, ranks)
+
+    return run(tuned("statistics", problem, statistics_plan(problem), run))
+
+
+def _pair_stats(sweep: Sweep, columns: bool, ranks: bool) -> PairStats:
+    problem = sweep.problem
     positive_logit = sweep.positives()
     row_rank = torch.zeros_like(problem.positives) if ranks and problem.positives is not None else None
     totals = Totals.of_statistics(problem, columns)
@@ -65,31 +77,14 @@ def pair_stats(problem: PairProblem, *, columns: bool = False, ranks: bool = Fal
 
 
 def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, needs: GradNeeds) -> PairGrads:
-    grads, totals = Gradients(problem, needs), Totals.none(problem)
-    sweep, plan = Sweep(problem, strip_plan(problem)), None if problem.self_similarity else fused_plan(problem)
-    stats: PairStats | None = None
-    given: GivenWeights | None = None
-    largest: Tensor | None = None
+    sweep = Sweep(problem, strip_plan(problem))
     if isinstance(weights, GivenWeights):
-        totals = Totals.of_gradients(problem, weights, needs.stats)
-        given, largest = weights, largest_coefficient(weights)
-    elif plan is None and grads.wanted and not weights.columns and fits_one_direction(sweep):
-        stats = one_direction_sweep(sweep, weights.gain, grads)
+        new_totals = partial(Totals.of_gradients, problem, weights, needs.stats)
+        grads, totals = _given_grad(problem, weights, largest_coefficient(weights), needs, new_totals)
+        stats = totals.stats(sweep.positives()) if needs.stats else None
     else:
-        assert problem.positives is not None
-        stats = pair_stats(problem, columns=weights.columns)
-        gain = torch.full_like(stats.row_max, weights.gain)
-        col_gain = gain if weights.columns else None
-        given = softmax_weights(stats, problem.positives, gain, col_gain, problem.self_similarity)
-        largest = 2 * gain.amax()
-    if given is not None and (grads.wanted or totals.wanted):
-        unbounded = problem.anchors.dtype == torch.float16 and largest is None
-        if plan is None or unbounded or not grads.wanted:
-            strip_sweep(sweep, given, largest, grads, totals)
-        else:
-            fused_sweep(Sweep(problem, plan), given, largest, grads, totals)
-    if needs.stats and stats is None:
-        stats = totals.stats(sweep.positives())
+        grads, stats = _softmax_grad(sweep, weights, needs)
+        totals = Totals.none(problem)
     return PairGrads(
         dx=grads.dx if needs.dx else None,
         dy=grads.dy if needs.dy and not problem.self_similarity else None,
@@ -98,3 +93,43 @@ def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, need
         col_mass=totals.col_mass,
         stats=stats,
     )
+
+
+def _softmax_grad(sweep: Sweep, weights: SoftmaxWeights, needs: GradNeeds) -> tuple[Gradients, PairStats]:
+    problem = sweep.problem
+    grads = Gradients(problem, needs)
+    if grads.wanted and not weights.columns and _fused_plan(problem) is None and fits_one_direction(sweep):
+        return grads, one_direction_sweep(sweep, weights.gain, grads)
+    assert problem.positives is not None
+    stats = pair_stats(problem, columns=weights.columns)
+    gain = torch.full_like(stats.row_max, weights.gain)
+    col_gain = gain if weights.columns else None
+    given = softmax_weights(stats, problem.positives, gain, col_gain, problem.self_similarity)
+    return _given_grad(problem, given, 2 * gain.amax(), needs, partial(Totals.none, problem))[0], stats
+
+
+def _given_grad(
+    problem: PairProblem,
+    weights: GivenWeights,
+    largest: Tensor | None,  # bound of |C|, where it is known
+    needs: GradNeeds,
+    new_totals: Callable[[], Totals],
+) -> tuple[Gradients, Totals]:
+    fused = _fused_plan(problem) if needs.dx or needs.dy or needs.moment else None
+    if problem.anchors.dtype == torch.float16 and largest is None:
+        fused = None  # nothing tells how to fit the coefficients into float16
+
+    def run(plan: TilePlan) -> tuple[Gradients, Totals]:
+        grads, totals = Gradients(problem, needs), new_totals()
+        if grads.wanted or totals.wanted:
+            by = strip_sweep if fused is None else fused_sweep
+            by(Sweep(problem, plan), weights, largest, grads, totals)
+        return grads, totals
+
+    if fused is not None:
+        return run(tuned("fused gradient", problem, fused, run))
+    return run(tuned("gradient", problem, strip_plan(problem), run))
+
+
+def _fused_plan(problem: PairProblem) -> TilePlan | None:
+    return None if problem.self_similarity else fused_plan(problem)
