@@ -260,6 +260,16 @@ def test_windows_of_a_small_workspace_are_put_in_their_places(name, dtype):
         assert_gradients(problem, given_weights(problem, **BOTH, cap=True), workspace=2**15)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_gradients_of_several_windows_are_put_in_their_places(form, use_form, monkeypatch):
+    """Windows as small as they can be: four, of 128 columns or rows at most."""
+    shape = Shape(150, 200, 16)
+    problem = two_towers(shape, torch.float16, **every_mask(shape))
+    monkeypatch.setattr(triton_gradients, "PAIRS_WITHOUT_STRIP", 1)
+    use_form(form)
+    assert_gradients(problem, given_weights(problem, **BOTH, cap=True))
+
+
 # One direction in one sweep
 
 
