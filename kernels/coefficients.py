@@ -190,7 +190,8 @@ def load_term(shift, gain, index, valid):
     """Shift and gain of one direction; gain 0 where it is absent and in padding."""
     if shift is None:
         return tl.zeros_like(index).to(tl.float32), tl.zeros_like(index).to(tl.float32)
-    return tl.load(shift + index, mask=valid, other=0.0), tl.load(gain + index, mask=valid, other=0.0)
+    else:  # not just what follows: Triton compiles code behind the return of such a branch
+        return tl.load(shift + index, mask=valid, other=0.0), tl.load(gain + index, mask=valid, other=0.0)
 
 
 @triton.jit

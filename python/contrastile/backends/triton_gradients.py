@@ -25,7 +25,7 @@ from contrastile.statistics import denominators
 NO_STRIP = Strip(None, 0, None)
 FLOAT16_EXPONENT = 14  # of the largest coefficient as float16 stores it: two powers of two below overflow
 STRIP_SHARE = 2  # one part in so many of the workspace
-PAIRS_WITHOUT_STRIP = 2**28  # of a window: 32 MiB of partial sums at 128 x 128
+PAIRS_WITHOUT_STRIP = 2**26  # of a window: 24 MiB of partial sums in tiles of 64 x 64
 # A strip of whole rows adds to all of dY: 8 D bytes a column against 2 D flop for each of its rows.
 FEWEST_WHOLE_ROWS = 1024
 LARGEST_MISS = 60.0  # of a guessed shift: exponentials within exp(60) keep a float32's digits
