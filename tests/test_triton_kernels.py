@@ -97,8 +97,9 @@ def guard_of(dtype: torch.dtype) -> float | int:
     return math.nan if dtype.is_floating_point else 7 if dtype == torch.int64 else 0
 
 
-def between_guards(values: Tensor) -> Tensor:
-    storage = torch.full((values.numel() + 2 * PAD,), guard_of(values.dtype), dtype=values.dtype)
+def between_guards(values: Tensor, guard: float | None = None) -> Tensor:
+    guard = guard_of(values.dtype) if guard is None else guard
+    storage = torch.full((values.numel() + 2 * PAD,), guard, dtype=values.dtype)
     inner = storage[PAD : PAD + values.numel()].view(values.shape)
     return inner.copy_(values)
 
@@ -121,30 +122,40 @@ def guarded(values):
 
 
 class Guards(TorchFunctionMode):
-    """Within, new tensors lie between guards, empty ones hold NaN; `check` finds what was written outside of them."""
+    """Within, new tensors lie between guards, empty ones hold NaN; `check` finds what was written outside of them.
 
-    NEW = (torch.empty, torch.empty_like, torch.zeros_like, Tensor.new_empty, Tensor.new_zeros, Tensor.new_full)
+    What is to be added to lies between negative zeros: even a zero that is added past the end changes those.
+    """
+
     EMPTY = (torch.empty, torch.empty_like, Tensor.new_empty)
+    ADDED_TO = (torch.zeros_like, Tensor.new_zeros)
+    NEW = (*EMPTY, *ADDED_TO, Tensor.new_full)
 
     def __init__(self) -> None:
         super().__init__()
         self.storages: list[Tensor] = []
+        self.guards: list[Tensor] = []
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
         if function not in self.NEW or not result.numel():
             return result
-        inner = between_guards(result)
+        is_added_to = function in self.ADDED_TO and result.dtype.is_floating_point
+        inner = between_guards(result, guard=-0.0 if is_added_to else None)
         if function in self.EMPTY:
             inner.fill_(guard_of(inner.dtype))
         self.storages.append(inner._base)
+        self.guards.append(self._outside(inner._base))
         return inner
 
     def check(self) -> None:
-        for storage in self.storages:
-            outside = torch.cat([storage[:PAD], storage[-PAD:]])
-            untouched = torch.full_like(outside, guard_of(outside.dtype))
-            torch.testing.assert_close(outside, untouched, rtol=0, atol=0, equal_nan=True)
+        for storage, guards in zip(self.storages, self.guards, strict=True):
+            assert torch.equal(self._outside(storage), guards)
+
+    @staticmethod
+    def _outside(storage: Tensor) -> Tensor:
+        """Bytes: of numbers, NaN is not equal to itself and both zeros are."""
+        return torch.cat([storage[:PAD], storage[-PAD:]]).view(torch.uint8)
 
 
 def run_guarded(sweep: Callable, *arguments, **options):

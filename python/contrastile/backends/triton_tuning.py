@@ -76,7 +76,7 @@ def _seconds(run: Run, plan: TilePlan) -> float:
         run(plan)
         event.record()
     torch.cuda.synchronize()
-    return median(first.elapsed_time(second) for first, second in pairwise(events)) / 1e3
+    return float(median(first.elapsed_time(second) for first, second in pairwise(events))) / 1e3
 
 
 @cache
