@@ -3,13 +3,15 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint tests/constraints.txt
+# A build of torch for a GPU brings the Triton that it was built with; beside one for the processor it is ours to choose.
+TRITON := $(if $(shell command -v nvidia-smi rocm-smi),,--constraint tests/constraints-triton.txt)
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint tests/constraints.txt $(TRITON)
 
 # With a compiler at hand a failed build of the C++ module is an error, without one eager PyTorch serves.
 COMPILER := $(shell command -v c++ || command -v g++ || command -v clang++)
 CONTRASTILE_BUILD ?= $(if $(COMPILER),required,auto)
 
-PACKAGE_PARTS := pyproject.toml setup.py CMakeLists.txt tests/constraints.txt $(wildcard csrc/*.cpp csrc/cpu/*)
+PACKAGE_PARTS := pyproject.toml setup.py CMakeLists.txt tests/constraints.txt tests/constraints-triton.txt $(wildcard csrc/*.cpp csrc/cpu/*)
 
 .DEFAULT_GOAL := targets
 .DELETE_ON_ERROR:
@@ -41,8 +43,8 @@ must-reach: $(VENV)/.bench  # the performance promises, measured and judged
 kernels-full: $(VENV)/.test  # compile every kernel configuration for every GPU, check it, compare its bound
 	$(RUN) -m contrastile doctor --kernels all
 
-gpu-check: $(VENV)/.test  # suite and benchmark on a CUDA device; says what is missing where there is none
-	$(RUN) tests/gpu_check.py out/gpu-check.json
+gpu-check: $(VENV)/.test $(VENV)/.gpu-rivals  # suite, sanitizer and benchmark on a GPU, into bench/results/; says what is missing
+	$(RUN) tests/gpu_check.py
 
 clean:  # remove what the other targets made, .venv and out/ included
 	rm -rf $(VENV) build dist out *.egg-info python/contrastile/_C.*.so
@@ -64,10 +66,12 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: $(VENV)/.pa
 	@touch $@
 
 # Other implementations to compare with. One that cannot be installed is reported, and its tests skip.
-$(VENV)/.rivals: $(VENV)/.package
+$(VENV)/.rivals: RIVALS := "--no-deps open_clip_torch>=3.3" "--no-deps lightly>=1.6" "sentence-transformers>=6.2" "pykeops>=2.3"
+$(VENV)/.gpu-rivals: RIVALS := "--no-deps memeff>=0.3.1" "--no-deps inf_cl>=1.2.1"
+$(VENV)/.rivals $(VENV)/.gpu-rivals: $(VENV)/.package
 	@echo "installing the implementations that contrastile is compared with into $(VENV)"
 	@missing=; \
-	for rival in "--no-deps open_clip_torch>=3.3" "--no-deps lightly>=1.6" "sentence-transformers>=6.2" "pykeops>=2.3"; do \
+	for rival in $(RIVALS); do \
 	    set -- $$rival; $(PIP) "$$@" || { echo "NOT INSTALLED: $$rival; its comparisons are skipped"; missing=1; }; \
 	done; \
 	test -n "$$missing" || touch $@

@@ -24,6 +24,8 @@ PRODUCTS = {"gamma": 3, "one_direction": 3, "symmetric": 4, "nt_xent": 2}
 LOSSES = tuple(PRODUCTS)
 SQUARE_LOSSES = ("gamma", "symmetric", "nt_xent")
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Where tensors are. "cuda" is ROCm's name too. "interpreter" is the CPU, with Triton's kernels interpreted: a dry run.
+DEVICES = ("cpu", "cuda", "interpreter")
 SCALE = 20.0
 ERROR_ROWS = 512  # where a float64 truth is cheap
 PRODUCT_BUFFER_BYTES = 1 << 30  # for the scores of the product that is timed beside each case
@@ -41,12 +43,15 @@ class Case:
     dtype: str = "float32"
     threads: int = 2
     backend: str | None = None
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.loss not in PRODUCTS:
             raise ValueError(f"loss is {self.loss!r}, expected one of {', '.join(LOSSES)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        if self.device not in DEVICES:
+            raise ValueError(f"device is {self.device!r}, expected one of {', '.join(DEVICES)}")
         if min(self.rows, self.cols, self.dim, self.threads) < 1:
             raise ValueError(f"rows, cols, dim and threads must be positive, got {self}")
         if self.loss in SQUARE_LOSSES and self.rows != self.cols:
@@ -57,6 +62,10 @@ class Case:
     @property
     def label(self) -> str:
         return f"{self.implementation}[{self.backend}]" if self.backend else self.implementation
+
+    @property
+    def tensor_device(self) -> str:
+        return "cuda" if self.device == "cuda" else "cpu"
 
     @property
     def flop(self) -> int:
@@ -89,19 +98,20 @@ class Inputs:
 
 
 def make_inputs(case: Case, seed: int = 0) -> Inputs:
-    generator = torch.Generator().manual_seed(seed)
-    dtype = DTYPES[case.dtype]
+    """The same numbers on every device: drawn on the CPU."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    dtype, device = DTYPES[case.dtype], case.tensor_device
 
     def unit_rows(count: int) -> Tensor:
-        rows = torch.randn(count, case.dim, generator=generator)
+        rows = torch.randn(count, case.dim, generator=generator, device="cpu")
         rows /= rows.norm(dim=1, keepdim=True)
-        return rows.to(dtype).requires_grad_()
+        return rows.to(device, dtype).requires_grad_()
 
     # E exp(s) of random unit rows is near exp(scale^2 / 2D): weights as a well trained memory would hold
     # them, with a spread, and no sweep needed to find them.
     def log_weights(count: int, others: int) -> Tensor:
-        spread = 0.1 * torch.randn(count, generator=generator)
-        return spread - math.log(others) - SCALE**2 / (2 * case.dim)
+        spread = 0.1 * torch.randn(count, generator=generator, device="cpu")
+        return (spread - math.log(others) - SCALE**2 / (2 * case.dim)).to(device)
 
     x = unit_rows(case.rows)
     y = None if case.loss == "nt_xent" else unit_rows(case.cols)

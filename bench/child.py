@@ -3,8 +3,8 @@
     python -m contrastile.bench.child RESULT.json < JOB.json
 
 A job is one case, or several of equal size whose repetitions alternate (A B A B ...), so that a neighbour who
-takes the machine for a second takes it from all of them. Samples of the FMA peak frame every time, and each
-repetition times one N x M x D product as well.
+takes the machine for a second takes it from all of them. On a CPU, samples of the FMA peak frame every time; each
+repetition times one N x M x D product as well. A device is waited for where a time begins and ends.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from contrastile.bench.cases import ERROR_ROWS, PRODUCT_BUFFER_BYTES, Case, Inputs, make_inputs, true_loss
+from contrastile.bench.cases import DTYPES, ERROR_ROWS, PRODUCT_BUFFER_BYTES, Case, Inputs, make_inputs, true_loss
 from contrastile.bench.implementations import IMPLEMENTATIONS, Loss
-from contrastile.bench.machine import PeakMemory
+from contrastile.bench.machine import DevicePeakMemory, PeakMemory
 from torch import Tensor
 
 WARM_ROWS = 64  # loads code and starts threads, and leaves no workspace of note behind
@@ -39,10 +39,15 @@ def main() -> int:
     job = json.load(sys.stdin)
     cases = [Case(**case) for case in job["cases"]]
     torch.set_num_threads(cases[0].threads)
+    if cases[0].device == "cuda" and any(IMPLEMENTATIONS[case.implementation].default_device for case in cases):
+        torch.set_default_device("cuda")
     try:
         figures = measure(cases, repeats=job["repeats"], memory=job["memory"], error=job["error"])
     except ImportError as missing:
         figures = [{"status": "skipped", "reason": str(missing)} for _ in cases]
+    except torch.OutOfMemoryError as full:
+        reason = ". ".join(str(full).split(". ")[:2])  # what is full, and what was asked of it
+        figures = [{"status": "refused", "reason": reason} for _ in cases]
     Path(sys.argv[1]).write_text(json.dumps(figures))
     return 0
 
@@ -56,7 +61,7 @@ def measure(cases: list[Case], *, repeats: int, memory: bool, error: bool) -> li
         inputs = make_inputs(case)
         warm_up(case, loss, inputs)
         if memory:
-            found.update(extra_memory(loss, inputs))
+            found.update(extra_memory(case, loss, inputs))
         calls.append(partial(forward_backward, loss, inputs))
     if repeats:
         for found, timed in zip(figures, interleaved_times(cases, calls, repeats), strict=True):
@@ -64,7 +69,13 @@ def measure(cases: list[Case], *, repeats: int, memory: bool, error: bool) -> li
     if error:
         for case, loss, found in zip(cases, losses, figures, strict=True):
             found.update(error_against_truth(case, loss))
-    return figures
+    return list(map(of_dry_run, figures)) if cases[0].device == "interpreter" else figures
+
+
+def of_dry_run(found: Figures) -> Figures:
+    """Errors alone: the interpreter's times and memory say nothing about a device."""
+    kept = {name: value for name, value in found.items() if name.endswith(("_error", "_rows"))}
+    return kept | {"status": "dry run", "reason": "interpreted"}
 
 
 def forward_backward(loss: Loss, inputs: Inputs) -> Tensor:
@@ -76,26 +87,27 @@ def forward_backward(loss: Loss, inputs: Inputs) -> Tensor:
 
 
 def warm_up(case: Case, loss: Loss, inputs: Inputs) -> None:
-    if not IMPLEMENTATIONS[case.implementation].compiles:
+    # On a device everything is compiled at the first call, for some sizes anew, and the workspace is not the host's.
+    if not IMPLEMENTATIONS[case.implementation].compiles and case.device != "cuda":
         inputs = make_inputs(replace(case, rows=min(case.rows, WARM_ROWS), cols=min(case.cols, WARM_ROWS)))
     forward_backward(loss, inputs)
 
 
-def extra_memory(loss: Loss, inputs: Inputs) -> Figures:
+def extra_memory(case: Case, loss: Loss, inputs: Inputs) -> Figures:
     """Peak beyond inputs, output and gradients."""
     for leaf in inputs.leaves:
         leaf.grad = None
-    peak = PeakMemory()
+    peak = DevicePeakMemory() if case.device == "cuda" else PeakMemory()
     forward_backward(loss, inputs)
     gradients = sum(leaf.nbytes for leaf in inputs.leaves)
     return {"extra_bytes": max(0, peak.growth() - gradients), "memory_note": peak.note}
 
 
 def interleaved_times(cases: list[Case], calls: list[Callable[[], Tensor]], repeats: int) -> list[Figures]:
-    product = one_product(cases[0])
-    probe, no_peak = fma_probe(cases[0].threads)
+    product, device = one_product(cases[0]), cases[0].device
+    probe, no_peak = fma_probe(cases[0])
     timed_calls: list[Callable[[], object]] = [*calls, product]
-    first = [seconds_of(call, 1) for call in timed_calls]
+    first = [seconds_of(call, 1, device) for call in timed_calls]
     loops = [max(1, math.ceil(SHORTEST_SECONDS / seconds)) for seconds in first]
     probe_seconds = min(1.0, max(SHORTEST_SECONDS, 0.1 * max(first)))
 
@@ -105,7 +117,7 @@ def interleaved_times(cases: list[Case], calls: list[Callable[[], Tensor]], repe
         peaks = [probe(probe_seconds)]
         for call, count in zip(timed_calls, loops, strict=True):
             time.sleep(SETTLE_SECONDS)
-            times.append(seconds_of(call, count))
+            times.append(seconds_of(call, count, device))
             peaks.append(probe(probe_seconds))
         for index, kept in enumerate(samples):
             before, after = peaks[index], peaks[index + 1]
@@ -134,18 +146,31 @@ def summary(case: Case, samples: list[tuple[float, float, float | None]]) -> Fig
     }
 
 
-def seconds_of(call: Callable[[], object], count: int) -> float:
+def seconds_of(call: Callable[[], object], count: int, device: str = "cpu") -> float:
+    """Mean over calls that a device may take up one behind the other, from an idle device to an idle device."""
+    wait = torch.cuda.synchronize if device == "cuda" else _no_wait
+    wait()
     begin = time.perf_counter()
     for _ in range(count):
         call()
+    wait()
     return (time.perf_counter() - begin) / count
 
 
+def _no_wait() -> None:
+    pass
+
+
 def one_product(case: Case) -> Callable[[], None]:
-    """x @ y.T in float32 into a buffer made beforehand; in strips where that would pass PRODUCT_BUFFER_BYTES."""
-    x, y = torch.randn(case.rows, case.dim), torch.randn(case.cols, case.dim)
-    strip = min(case.rows, max(1, PRODUCT_BUFFER_BYTES // (4 * case.cols)))
-    out = torch.zeros(strip, case.cols)
+    """x @ y.T into a buffer made beforehand; in strips where that would pass PRODUCT_BUFFER_BYTES.
+
+    In float32 on a CPU, where 16 bits may have no units, else in the case's dtype.
+    """
+    dtype = DTYPES[case.dtype] if case.device == "cuda" else torch.float32
+    options: dict[str, Any] = {"dtype": dtype, "device": case.tensor_device}
+    x, y = torch.randn(case.rows, case.dim, **options), torch.randn(case.cols, case.dim, **options)
+    strip = min(case.rows, max(1, PRODUCT_BUFFER_BYTES // (dtype.itemsize * case.cols)))
+    out = torch.zeros(strip, case.cols, **options)
 
     def run() -> None:
         for part in torch.split(x, strip):
@@ -154,24 +179,28 @@ def one_product(case: Case) -> Callable[[], None]:
     return run
 
 
-def fma_probe(threads: int) -> tuple[Callable[[float], float | None], str | None]:
+def fma_probe(case: Case) -> tuple[Callable[[float], float | None], str | None]:
     """A function that samples the float32 FMA peak (flop/s) for some seconds, or why there is none."""
+    if case.device != "cpu":
+        return lambda seconds: None, "no FMA probe: it is the processor's"
     try:
         measure_peak = importlib.import_module("contrastile._C").fma_peak
     except (ImportError, AttributeError) as missing:
         return lambda seconds: None, f"no FMA probe: {missing}"
-    return lambda seconds: float(measure_peak(threads, seconds)), None
+    return lambda seconds: float(measure_peak(case.threads, seconds)), None
 
 
 def error_against_truth(case: Case, loss: Loss) -> Figures:
-    """Relative error of the loss, and of the gradients by their largest entry, at ERROR_ROWS rows."""
+    """Relative error of the loss, and of the gradients by their largest entry, at ERROR_ROWS rows; truth on the CPU."""
     inputs = make_inputs(replace(case, rows=ERROR_ROWS, cols=ERROR_ROWS), seed=1)
     value = forward_backward(loss, inputs)
-    doubles = [leaf.detach().double().requires_grad_() for leaf in inputs.leaves]
+    doubles = [leaf.detach().cpu().double().requires_grad_() for leaf in inputs.leaves]
     normalizes = IMPLEMENTATIONS[case.implementation].normalizes
     rows = [F.normalize(leaf) if normalizes else leaf for leaf in doubles]
-    exact = Inputs(rows[0], rows[1] if len(rows) > 1 else None, inputs.log_u.double(), inputs.log_v.double())
-    truth = true_loss(case.loss, exact)
+    constants = (vector.cpu().double() for vector in (inputs.log_u, inputs.log_v))
+    exact = Inputs(rows[0], rows[1] if len(rows) > 1 else None, *constants)
+    with torch.device("cpu"):
+        truth = true_loss(case.loss, exact)
     torch.autograd.backward(truth)
     return {
         "error_rows": ERROR_ROWS,
@@ -183,7 +212,7 @@ def error_against_truth(case: Case, loss: Loss) -> Figures:
 def largest_relative_error(leaf: Tensor, exact: Tensor) -> float:
     if leaf.grad is None or exact.grad is None:
         return math.inf
-    return float((leaf.grad.double() - exact.grad).abs().max() / exact.grad.abs().max())
+    return float((leaf.grad.cpu().double() - exact.grad).abs().max() / exact.grad.abs().max())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from contrastile.bench.cases import DTYPES, LOSSES, SQUARE_LOSSES, Case
+from contrastile.bench.cases import DEVICES, DTYPES, LOSSES, SQUARE_LOSSES, Case
 from contrastile.bench.harness import run_cases
 from contrastile.bench.implementations import IMPLEMENTATIONS
 
@@ -45,9 +45,10 @@ def main(argv: Sequence[str]) -> int:
 def _cases(options: argparse.Namespace) -> list[Case]:
     """The grid of the options, without the combinations that do not exist."""
     backends = options.backends or [None]
-    grid = itertools.product(options.losses, options.sizes, options.implementations)
+    names = options.implementations or [name for name, of in IMPLEMENTATIONS.items() if options.device in of.devices]
+    grid = itertools.product(options.losses, options.sizes, names)
     return [
-        Case(loss, name, rows, cols, options.dim, options.dtype, options.threads, backend)
+        Case(loss, name, rows, cols, options.dim, options.dtype, options.threads, backend, options.device)
         for loss, (rows, cols), name in grid
         if loss in IMPLEMENTATIONS[name].losses and (rows == cols or loss not in SQUARE_LOSSES)
         for backend in (backends if name == "contrastile" else [None])
@@ -63,10 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--sizes", type=_listed(_size), default=[(2048, 2048), (8192, 8192)], help="N or NxM, e.g. 2048,8192")
     add("--losses", type=_listed(_one_of(LOSSES)), default=["symmetric"], help=", ".join(LOSSES))
     names = tuple(IMPLEMENTATIONS)
-    add("--implementations", type=_listed(_one_of(names)), default=list(names), help=", ".join(names))
+    add("--implementations", type=_listed(_one_of(names)), help=f"{', '.join(names)} (default: all for the device)")
     add("--backends", type=_listed(str), help="of contrastile, e.g. cpu,eager (default: its own choice)")
     add("--dim", type=int, default=512, help="features of a row (default 512)")
     add("--dtype", choices=DTYPES, default="float32")
+    add("--device", choices=DEVICES, default="cpu", help="cuda: a GPU; interpreter: a dry run, with TRITON_INTERPRET=1")
     add("--threads", type=int, default=2)
     add("--repeats", type=int, default=5, help="repetitions whose median is reported (default 5)")
     add("--limit", type=float, default=300.0, help="seconds after which a case is given up (default 300)")

@@ -1,6 +1,7 @@
 """Runs jobs, each in a fresh process, and turns what comes back into rows.
 
-A job that would not fit in the memory at hand is refused before it starts: a machine that swaps measures its disk.
+A job that would not fit in the memory at hand is refused before it starts: a machine that swaps measures its disk. A
+device does not swap, and refuses by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from contrastile.bench.cases import PRODUCT_BUFFER_BYTES, Case
 from contrastile.bench.implementations import IMPLEMENTATIONS
 from contrastile.bench.machine import GIB, MIB, available_bytes
@@ -29,12 +31,12 @@ class Row:
     """What is known of a case. Figures are None unless status is "measured" and they were asked for."""
 
     case: Case
-    status: str  # measured | refused | skipped | failed
+    status: str  # measured | refused | skipped | failed | dry run
     reason: str | None = None
     seconds: float | None = None  # forward + backward, median of the repetitions
     seconds_min: float | None = None
     seconds_max: float | None = None
-    product_seconds: float | None = None  # one N x M x D float32 product, median
+    product_seconds: float | None = None  # one N x M x D product, median: child.one_product
     in_products: float | None = None  # seconds / product_seconds of the same repetition, median
     fma_peak: float | None = None  # flop/s, median
     fma_fraction: float | None = None  # flop of the products / (seconds * peak around them), median
@@ -64,7 +66,7 @@ def needed_bytes(cases: Sequence[Case], *, timed: bool = True) -> int:
 
 
 def refusal(cases: Sequence[Case], *, timed: bool = True) -> str | None:
-    available = available_bytes()
+    available = None if cases[0].device == "cuda" else available_bytes()
     needed = needed_bytes(cases, timed=timed)
     if available is None or needed <= USABLE_SHARE * available:
         return None
@@ -76,6 +78,12 @@ def missing(case: Case) -> str | None:
     implementation = IMPLEMENTATIONS[case.implementation]
     if case.loss not in implementation.losses:
         return f"{case.implementation} has no {case.loss}"
+    if case.device not in implementation.devices:
+        return f"{case.implementation} runs on {' or '.join(implementation.devices)}, not on {case.device}"
+    if case.device == "cuda" and not torch.cuda.is_available():
+        return "no CUDA or ROCm device"
+    if case.device == "interpreter" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "TRITON_INTERPRET=1 is not set"
     if case.backend is not None:
         from contrastile import backends
 
@@ -95,13 +103,13 @@ def run_job(
     error: bool = False,
     limit_seconds: float | None = None,
 ) -> list[Row]:
-    """Measure cases of equal size, dtype and threads in one fresh process; those that cannot run get a reason.
+    """Measure cases of equal size, dtype, threads and device in one fresh process; those that cannot run get a reason.
 
     Memory is only meaningful for a case alone in its process: with several, pass memory=False.
     """
-    sizes = {(case.rows, case.cols, case.dim, case.dtype, case.threads) for case in cases}
+    sizes = {(case.rows, case.cols, case.dim, case.dtype, case.threads, case.device) for case in cases}
     if len(sizes) != 1:
-        raise ValueError(f"cases of one job must agree in size, dtype and threads, got {sorted(sizes)}")
+        raise ValueError(f"cases of one job must agree in size, dtype, threads and device, got {sorted(sizes)}")
     reasons = {case: missing(case) for case in cases}
     able = [case for case in cases if reasons[case] is None]
     refused = refusal(able, timed=repeats > 0) if able else None
@@ -128,7 +136,7 @@ def run_cases(
     rows: list[Row] = []
     known_error: dict[tuple[object, ...], Row] = {}
     for case in cases:
-        key = (case.loss, case.implementation, case.backend, case.dim, case.dtype)
+        key = (case.loss, case.implementation, case.backend, case.dim, case.dtype, case.device)
         row = run_job([case], repeats=repeats, error=key not in known_error, limit_seconds=limit_seconds)[0]
         if row.status == "measured":
             source = known_error.setdefault(key, row)

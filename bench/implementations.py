@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from contrastile.bench import dense, libraries
-from contrastile.bench.cases import LOSSES, SCALE, Case, Inputs
+from contrastile.bench.cases import DEVICES, LOSSES, SCALE, Case, Inputs
 from torch import Tensor
 
 Loss = Callable[[Inputs], Tensor]
@@ -30,6 +30,9 @@ class Implementation:
     normalizes: bool = False
     # compiles for the shape it sees: the compiler's own memory is not the loss's
     compiles: bool = False
+    devices: tuple[str, ...] = DEVICES
+    # makes tensors without naming a device: its process takes that of the inputs for the default
+    default_device: bool = False
 
     def score_bytes(self, case: Case) -> int:
         """Estimate of what it stores beyond embeddings and a bounded workspace."""
@@ -44,13 +47,15 @@ class Implementation:
 def _contrastile(case: Case) -> Loss:
     import contrastile as ct
 
+    backend = case.backend or ("triton" if case.device == "interpreter" else None)
+
     def run(inputs: Inputs) -> Tensor:
         x, y = inputs.pair
         if case.loss == "gamma":
-            return ct.gamma_contrastive(x, y, SCALE, inputs.log_u, inputs.log_v, backend=case.backend).loss
+            return ct.gamma_contrastive(x, y, SCALE, inputs.log_u, inputs.log_v, backend=backend).loss
         if case.loss == "nt_xent":
-            return ct.nt_xent(x, SCALE, backend=case.backend)
-        return ct.info_nce(x, y, SCALE, symmetric=case.loss == "symmetric", backend=case.backend)
+            return ct.nt_xent(x, SCALE, backend=backend)
+        return ct.info_nce(x, y, SCALE, symmetric=case.loss == "symmetric", backend=backend)
 
     return run
 
@@ -63,9 +68,11 @@ _PAIRED = ("one_direction", "symmetric")
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "contrastile": Implementation(_contrastile, LOSSES),
-    "dense": Implementation(lambda case: dense.evaluate(case.loss), LOSSES, pair_matrices=8),
-    "compiled": Implementation(_compiled, LOSSES, pair_matrices=3, compiles=True),
-    "checkpointed": Implementation(lambda case: dense.evaluate_in_strips(case.loss), LOSSES, strip_matrices=16),
+    "dense": Implementation(lambda case: dense.evaluate(case.loss), LOSSES, pair_matrices=8, default_device=True),
+    "compiled": Implementation(_compiled, LOSSES, pair_matrices=3, compiles=True, default_device=True),
+    "checkpointed": Implementation(
+        lambda case: dense.evaluate_in_strips(case.loss), LOSSES, strip_matrices=16, default_device=True
+    ),
     "linear_cross_entropy": Implementation(libraries.linear_cross_entropy, _PAIRED, pair_matrices=0.3),
     "open_clip": Implementation(libraries.open_clip, ("symmetric",), pair_matrices=5, modules=("open_clip",)),
     "lightly": Implementation(libraries.lightly, ("nt_xent",), pair_matrices=6, modules=("lightly",), normalizes=True),
@@ -74,4 +81,6 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
         libraries.cached_mnrl, _PAIRED, strip_matrices=16, modules=("sentence_transformers",)
     ),
     "keops": Implementation(libraries.keops, _PAIRED, modules=("pykeops",)),
+    "memeff": Implementation(libraries.memeff, _PAIRED, modules=("memeff",), devices=("cuda",)),
+    "inf_cl": Implementation(libraries.inf_cl, _PAIRED, modules=("inf_cl",), devices=("cuda",)),
 }

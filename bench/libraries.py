@@ -29,7 +29,7 @@ def linear_cross_entropy(case: Case) -> Loss:
 
     def run(inputs: Inputs) -> Tensor:
         x, y = inputs.pair
-        targets = torch.arange(x.shape[0])
+        targets = torch.arange(x.shape[0], device=x.device)
         loss: Tensor = call(SCALE * x, y, targets, options=options)
         if case.loss == "symmetric":
             loss = (loss + call(SCALE * y, x, targets, options=options)) / 2
@@ -88,6 +88,44 @@ def keops(case: Case) -> Loss:
         if case.loss == "symmetric":
             normalizer = (normalizer + logits.logsumexp(dim=0).mean()) / 2
         return normalizer - SCALE * (x * y).sum(1).mean()
+
+    return run
+
+
+def memeff(case: Case) -> Loss:
+    """memeff's MemoryEfficientCLIPLoss, and by row alone MemoryEfficientQwen3Loss without its mask (a margin of 2).
+
+    stable=False: by default its gradients are scaled by sqrt(N / temperature) rather than those of the loss. In float32
+    it multiplies in TF32 unless MEMEFF_INPUT_PRECISION says otherwise.
+    """
+    module = importlib.import_module("memeff")
+    options: dict[str, Any] = {"temperature": 1 / SCALE, "normalized_inputs": True, "stable": False}
+    if case.loss == "symmetric":
+        loss = module.MemoryEfficientCLIPLoss(**options)
+    else:
+        loss = module.MemoryEfficientQwen3Loss(margin=2.0, **options)
+
+    def run(inputs: Inputs) -> Tensor:
+        value: Tensor = loss(*inputs.pair)
+        return value
+
+    return run
+
+
+def inf_cl(case: Case) -> Loss:
+    """inf_cl.cal_flash_loss, Inf-CL on one device: losses by row, one call a direction; widened and multiplied in TF32.
+
+    Takes features in heads of 256 by default, and a power of two.
+    """
+    call: Any = importlib.import_module("inf_cl").cal_flash_loss
+    options: dict[str, Any] = {"scale": SCALE, "head_dim": min(256, case.dim)}
+
+    def run(inputs: Inputs) -> Tensor:
+        x, y = inputs.pair
+        loss: Tensor = call(x, y, **options).mean()
+        if case.loss == "symmetric":
+            loss = (loss + call(y, x, **options).mean()) / 2
+        return loss
 
     return run
 

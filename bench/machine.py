@@ -14,22 +14,27 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import torch
+
 GIB = 2**30
 MIB = 2**20
 LIBRARIES = (
     "contrastile",
     "torch",
+    "triton",
     "numpy",
     "open_clip_torch",
     "lightly",
     "sentence-transformers",
     "pykeops",
+    "memeff",
+    "inf_cl",
 )
 
 
 def describe() -> dict[str, object]:
-    """CPU model, cores, caches, memory and system; what a figure must be read with."""
-    lscpu = _lscpu()
+    """CPU model, cores, caches, memory, system, and GPU where there is one; what a figure must be read with."""
+    lscpu, device = _lscpu(), gpu()
     return {
         "cpu": lscpu.get("Model name") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
@@ -41,6 +46,24 @@ def describe() -> dict[str, object]:
         ],
         "memory_gib": _total_gib(),
         "system": platform.system(),
+        **({} if device is None else {"gpu": device}),
+    }
+
+
+def gpu() -> dict[str, object] | None:
+    """The current CUDA or ROCm device and its driver; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    rocm = torch.version.hip
+    return {
+        "name": torch.cuda.get_device_name(),
+        "architecture": found.gcnArchName if rocm else f"sm_{found.major}{found.minor}",
+        "multiprocessors": found.multi_processor_count,
+        "memory_gib": round(found.total_memory / GIB, 1),
+        "driver": _gpu_driver(),
+        "cuda": torch.version.cuda,
+        "rocm": rocm,
     }
 
 
@@ -84,6 +107,22 @@ class PeakMemory:
     def growth(self) -> int:
         """Bytes between the start and the highest point since."""
         return max(0, self._read() - self._start)
+
+
+class DevicePeakMemory:
+    """The same for the memory that PyTorch has given out on the current CUDA or ROCm device."""
+
+    note: str | None = None
+
+    def __init__(self) -> None:
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        self._start = torch.cuda.memory_allocated()
+
+    def growth(self) -> int:
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - self._start
 
 
 def _return_freed_memory() -> None:
@@ -139,6 +178,16 @@ def _total_gib() -> float | None:
     try:
         return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, 1)
     except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _gpu_driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        if torch.version.hip:
+            return Path("/sys/module/amdgpu/version").read_text().strip()
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
         return None
 
 

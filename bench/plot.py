@@ -1,6 +1,8 @@
 """Time and memory against N, one line an implementation.
 
 python -m contrastile.bench.plot RESULTS.json PICTURE.png
+
+Rows of several (D, dtype, threads, device) give a picture each, PICTURE-512-bfloat16-2-cuda.png and so on.
 """
 
 from __future__ import annotations
@@ -16,13 +18,44 @@ from contrastile.bench.implementations import IMPLEMENTATIONS
 from contrastile.bench.machine import MIB
 
 # Okabe and Ito's palette, told apart by the colour-blind; marker and direct label say the same again.
-COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#666666", "#B2182B")
-MARKERS = "osD^vP*X<>"
+COLOURS = (
+    *("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00"),
+    *("#56B4E9", "#8C6D31", "#666666", "#B2182B", "#542788", "#7FBC41"),
+)
+MARKERS = "osD^vP*X<>hd"
 LABEL_GAP = 0.05  # of the axis height, between two labels
 
 
-def plot(rows: Sequence[dict[str, Any]], picture: Path) -> None:
-    """Draw rows of a results file, one row of panels per loss: nanoseconds / N^2 and extra MiB, both over N."""
+Setup = tuple[int, str, int, str]  # D, dtype, threads, device
+
+
+def plot_results(results: Path, picture: Path) -> list[Path]:
+    """Pictures of all rows of a results file, one a setup."""
+    document = json.loads(results.read_text())
+    gpu = document["machine"].get("gpu", {}).get("name")
+    by_setup: dict[Setup, list[dict[str, Any]]] = defaultdict(list)
+    for run in document["runs"]:
+        for row in run["rows"]:
+            if row["status"] == "measured":
+                by_setup[_setup(row)].append(row)
+    if len(by_setup) < 2:
+        plot([row for rows in by_setup.values() for row in rows], picture, gpu)
+        return [picture]
+    pictures = {setup: picture.with_stem("-".join(map(str, (picture.stem, *setup)))) for setup in by_setup}
+    for setup, rows in by_setup.items():
+        plot(rows, pictures[setup], gpu)
+    return list(pictures.values())
+
+
+def _setup(row: dict[str, Any]) -> Setup:
+    return row["dim"], row["dtype"], row["threads"], row.get("device", "cpu")
+
+
+def plot(rows: Sequence[dict[str, Any]], picture: Path, gpu: str | None = None) -> None:
+    """Draw rows of a results file, one row of panels per loss: nanoseconds / N^2 and extra MiB, both over N.
+
+    gpu is the name of what the rows call "cuda".
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -32,16 +65,17 @@ def plot(rows: Sequence[dict[str, Any]], picture: Path) -> None:
     losses = [loss for loss in dict.fromkeys(row["loss"] for row in square) if any(_times(square, loss))]
     if not losses:
         raise ValueError("no measured times to plot")
-    setups = {(row["dim"], row["dtype"], row["threads"]) for row in square}
+    setups = {_setup(row) for row in square}
     if len(setups) > 1:
-        raise ValueError(f"one picture shows one (D, dtype, threads), these rows are of {sorted(setups)}")
-    ((dim, dtype, threads),) = setups
+        raise ValueError(f"one picture shows one (D, dtype, threads, device), these rows are of {sorted(setups)}")
+    ((dim, dtype, threads, device),) = setups
+    place = f"{threads} threads" if device == "cpu" else gpu or device
     figure, panels = plt.subplots(len(losses), 2, figsize=(11, 4.2 * len(losses)), squeeze=False)
     for (time_axis, memory_axis), loss in zip(panels, losses, strict=True):
         _draw(time_axis, _times(square, loss), f"{loss}: ns / N²")
         _draw(memory_axis, _memory(square, loss), f"{loss}: extra MiB")
     for axis in panels[-1]:
-        axis.set_xlabel(f"N   (D = {dim}, {dtype}, {threads} threads)")
+        axis.set_xlabel(f"N   (D = {dim}, {dtype}, {place})")
     figure.tight_layout()
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=150)
@@ -105,5 +139,5 @@ def _label_line_ends(axis: Any, points: Points, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    results = json.loads(Path(sys.argv[1]).read_text())
-    plot([row for run in results["runs"] for row in run["rows"]], Path(sys.argv[2]))
+    for path in plot_results(Path(sys.argv[1]), Path(sys.argv[2])):
+        print(path)

@@ -48,9 +48,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
     """What a reader of the table must know, each once."""
     measured = [row for row in rows if row.status == "measured"]
     found = {
-        "in products: seconds / seconds of one N x M x D float32 product of the same repetition",
+        "in products: seconds / seconds of one N x M x D product of the same repetition, on a CPU in float32",
         "FMA peak: flop of the fused algorithm's products / (seconds x peak measured around them)",
-        "MiB extra: peak of the process beyond inputs, loss and gradients",
+        "MiB extra: peak of the process beyond inputs, loss and gradients, on a device what PyTorch gave out there",
     }
     found |= {row.no_peak for row in measured if row.no_peak}
     found |= {f"memory: {row.memory_note}" for row in measured if row.memory_note}

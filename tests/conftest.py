@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from contrastile.backends import available
@@ -10,6 +12,8 @@ from support import BACKENDS_HERE, INTERPRETING
 
 settings.register_profile("contrastile", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("contrastile")
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it PyTorch takes no product for deterministic
 
 
 def pytest_report_header() -> str:

@@ -7,6 +7,7 @@ place, plus the rounding of the result to its own dtype.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 import os
@@ -15,7 +16,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -25,8 +26,9 @@ from torch import Tensor
 
 # With TRITON_INTERPRET=1 a run is about the Triton kernels alone; test_triton_interpreter.py starts it.
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+# Those that run on CPU tensors. Compiled, Triton's kernels take tensors on a device alone: test_on_device.py.
 BACKENDS_HERE = [
-    name for name, reason in backends.available().items() if reason is None and (name == "triton" or not INTERPRETING)
+    name for name, reason in backends.available().items() if reason is None and (name == "triton") == INTERPRETING
 ]
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -106,6 +108,27 @@ def ids(count: int, kinds: int) -> Tensor:
 
 def scalar(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.tensor(value, dtype=accumulation(dtype))
+
+
+def placed(values: Any, device: str) -> Any:
+    """Dataclasses and tuples with their tensors on a device: each whole storage, so that layouts stay what they are."""
+    moved: dict[int, Tensor] = {}
+
+    def place(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(place, value))
+        if dataclasses.is_dataclass(value):
+            fields = {field.name: place(getattr(value, field.name)) for field in dataclasses.fields(value)}
+            return dataclasses.replace(value, **fields)
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in moved:  # candidates may be the anchors
+            storage = torch.empty(0, dtype=value.dtype, device=value.device).set_(value.untyped_storage())
+            layout = value.shape, value.stride(), value.storage_offset()
+            moved[id(value)] = storage.to(device).as_strided(*layout)
+        return moved[id(value)]
+
+    return place(values)
 
 
 # Measuring

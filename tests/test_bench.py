@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -23,6 +24,7 @@ FLOAT32_ROUNDING = 4e-6  # of sums over some hundred terms; plain PyTorch's own 
 EVERY_LOSS = [
     pytest.param(name, loss, marks=pytest.mark.slow if name in NEEDS_A_COMPILER else (), id=f"{name}-{loss}")
     for name, implementation in IMPLEMENTATIONS.items()
+    if "cpu" in implementation.devices
     for loss in implementation.losses
 ]
 
@@ -77,6 +79,7 @@ def test_flop_count_of_unequal_sides() -> None:
         (("nt_xent", "dense", 9, 9), "nt_xent needs an even number of rows"),
         (("symmetric", "dense", 0, 0), "must be positive"),
         (("symmetric", "dense", 8, 8, 4, "int8"), "dtype is 'int8'"),
+        (("symmetric", "dense", 8, 8, 4, "float32", 2, None, "tpu"), "device is 'tpu', expected one of cpu, cuda"),
     ],
 )
 def test_impossible_case_is_refused_by_name(arguments: tuple[object, ...], message: str) -> None:
@@ -151,6 +154,36 @@ def test_dense_loss_is_seen_to_store_its_scores_and_ours_is_not() -> None:
     assert ours.extra_bytes < 96 * MIB
 
 
+def test_device_is_waited_for_and_its_memory_is_what_its_allocator_gave_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a device that is made up: tensors stay on the CPU."""
+    done = []
+    allocated = {"memory_allocated": 100 * MIB, "max_memory_allocated": 150 * MIB}
+    for name in ("synchronize", "reset_peak_memory_stats", *allocated):
+        monkeypatch.setattr(torch.cuda, name, lambda name=name: done.append(name) or allocated.get(name))
+    monkeypatch.setattr(Case, "tensor_device", "cpu")
+    case = small("symmetric", "dense", device="cuda", dtype="bfloat16")
+    (found,) = child.measure([case], repeats=2, memory=True, error=True)
+    assert found["extra_bytes"] == 50 * MIB - 2 * 128 * 32 * 2
+    assert done[:4] == ["synchronize", "reset_peak_memory_stats", "memory_allocated", "synchronize"]
+    assert done.count("synchronize") == 2 + 2 * 2 * (1 + 2)  # around two calls, once to set the pace and twice to time
+    assert found["seconds"] > 0
+    assert found["no_peak"] == "no FMA probe: it is the processor's"
+    assert found["gradient_error"] < 0.1
+
+
+def test_full_device_refuses_by_its_own_words(monkeypatch, tmp_path) -> None:
+    def full(*_: object, **__: object) -> list[object]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16.00 GiB. GPU 0 has ...")
+
+    job = {"cases": [{**vars(small()), "device": "cpu"}], "repeats": 1, "memory": True, "error": False}
+    monkeypatch.setattr(child, "measure", full)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(job)))
+    monkeypatch.setattr(sys, "argv", ["child", str(tmp_path / "result.json")])
+    assert child.main() == 0
+    (found,) = json.loads((tmp_path / "result.json").read_text())
+    assert found == {"status": "refused", "reason": "CUDA out of memory. Tried to allocate 16.00 GiB"}
+
+
 def test_peak_memory_elsewhere_says_that_it_is_a_lower_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_proc(*_: object) -> int:
         raise OSError
@@ -189,10 +222,15 @@ def test_absent_library_is_skipped_with_its_name(monkeypatch: pytest.MonkeyPatch
         (small("nt_xent", "open_clip"), "open_clip has no nt_xent"),
         (small(backend="abacus"), "no backend named 'abacus'"),
         (small(implementation="dense", backend="eager"), "dense has no backends"),
+        (small(implementation="memeff"), "memeff runs on cuda, not on cpu"),
+        (small(device="cuda"), "no CUDA or ROCm device"),
+        (small(device="interpreter"), "TRITON_INTERPRET=1 is not set"),
     ],
-    ids=["loss", "backend", "rival"],
+    ids=["loss", "backend", "rival", "device", "no-device", "not-interpreting"],
 )
-def test_case_that_cannot_run_is_skipped_with_the_reason(case: Case, reason: str) -> None:
+def test_case_that_cannot_run_is_skipped_with_the_reason(case: Case, reason: str, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     (row,) = run_job([case])
     assert (row.status, row.reason) == ("skipped", reason)
 
@@ -338,7 +376,7 @@ def test_plot_draws_every_loss_and_skips_what_was_not_measured(tmp_path) -> None
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no measured times"):
         plot(rows[-1:], picture)
-    with pytest.raises(ValueError, match=r"one picture shows one \(D, dtype, threads\)"):
+    with pytest.raises(ValueError, match=r"one picture shows one \(D, dtype, threads, device\)"):
         plot([*rows, measured(replace(small(), dim=64)).as_dict()], picture)
 
 
