@@ -39,8 +39,6 @@ def main() -> int:
     job = json.load(sys.stdin)
     cases = [Case(**case) for case in job["cases"]]
     torch.set_num_threads(cases[0].threads)
-    if cases[0].device == "cuda" and any(IMPLEMENTATIONS[case.implementation].default_device for case in cases):
-        torch.set_default_device("cuda")
     try:
         figures = measure(cases, repeats=job["repeats"], memory=job["memory"], error=job["error"])
     except ImportError as missing:

@@ -14,19 +14,19 @@ STRIP_ROWS = 1024
 
 
 def one_direction(x: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(SCALE * x @ y.T, torch.arange(x.shape[0]))
+    return F.cross_entropy(SCALE * x @ y.T, torch.arange(x.shape[0], device=x.device))
 
 
 def symmetric(x: Tensor, y: Tensor) -> Tensor:
     logits = SCALE * x @ y.T
-    targets = torch.arange(x.shape[0])
+    targets = torch.arange(x.shape[0], device=x.device)
     return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
 def nt_xent(z: Tensor) -> Tensor:
     rows = z.shape[0]
     logits = (SCALE * z @ z.T).fill_diagonal_(-torch.inf)
-    return F.cross_entropy(logits, torch.arange(rows).roll(-(rows // 2)))
+    return F.cross_entropy(logits, torch.arange(rows, device=z.device).roll(-(rows // 2)))
 
 
 def gamma(x: Tensor, y: Tensor, log_u: Tensor, log_v: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def evaluate_in_strips(loss: str) -> Callable[[Inputs], Tensor]:
 
 def _strip(loss: str, x: Tensor, y: Tensor, begin: int, inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Sum of the strip's row losses, and its columns' log-sum-exp (only symmetric uses it)."""
-    rows = torch.arange(begin, begin + x.shape[0])
+    rows = torch.arange(begin, begin + x.shape[0], device=x.device)
     logits = SCALE * x @ y.T
     nothing = logits.new_zeros(())
     if loss == "gamma":

@@ -31,8 +31,6 @@ class Implementation:
     # compiles for the shape it sees: the compiler's own memory is not the loss's
     compiles: bool = False
     devices: tuple[str, ...] = DEVICES
-    # makes tensors without naming a device: its process takes that of the inputs for the default
-    default_device: bool = False
 
     def score_bytes(self, case: Case) -> int:
         """Estimate of what it stores beyond embeddings and a bounded workspace."""
@@ -68,11 +66,9 @@ _PAIRED = ("one_direction", "symmetric")
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "contrastile": Implementation(_contrastile, LOSSES),
-    "dense": Implementation(lambda case: dense.evaluate(case.loss), LOSSES, pair_matrices=8, default_device=True),
-    "compiled": Implementation(_compiled, LOSSES, pair_matrices=3, compiles=True, default_device=True),
-    "checkpointed": Implementation(
-        lambda case: dense.evaluate_in_strips(case.loss), LOSSES, strip_matrices=16, default_device=True
-    ),
+    "dense": Implementation(lambda case: dense.evaluate(case.loss), LOSSES, pair_matrices=8),
+    "compiled": Implementation(_compiled, LOSSES, pair_matrices=3, compiles=True),
+    "checkpointed": Implementation(lambda case: dense.evaluate_in_strips(case.loss), LOSSES, strip_matrices=16),
     "linear_cross_entropy": Implementation(libraries.linear_cross_entropy, _PAIRED, pair_matrices=0.3),
     "open_clip": Implementation(libraries.open_clip, ("symmetric",), pair_matrices=5, modules=("open_clip",)),
     "lightly": Implementation(libraries.lightly, ("nt_xent",), pair_matrices=6, modules=("lightly",), normalizes=True),
