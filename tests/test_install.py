@@ -122,7 +122,8 @@ def test_wheel_holds_the_package_and_its_cpu_backend_runs(environment, source, t
     for part in ("bench", "kernels"):
         folder = source / part
         modules |= {Path("contrastile", part, path.relative_to(folder)) for path in folder.rglob("*.py")}
-    data = {"contrastile/py.typed", "contrastile/_C.pyi", "contrastile/bench/static/bounds.csv"}
+    tables = {f"contrastile/bench/static/{name}.csv" for name in ("bounds", "rivals")}
+    data = {"contrastile/py.typed", "contrastile/_C.pyi"} | tables
     expected = {*map(str, modules)} | data
     present = {name for name in names if ".dist-info/" not in name}
     (extension,) = (name for name in present if name.startswith("contrastile/_C.") and not name.endswith(".pyi"))

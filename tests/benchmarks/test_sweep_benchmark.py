@@ -7,9 +7,9 @@ import torch
 from contrastile import backends
 from contrastile.bench.cases import PRODUCTS
 from contrastile.pairs import GivenWeights, GradNeeds, PairProblem, SoftmaxWeights
+from support import BACKENDS_HERE
 
 ROWS, DIM = 1024, 256
-BACKENDS_HERE = [name for name, reason in backends.available().items() if reason is None]
 
 pytestmark = [
     pytest.mark.parametrize("backend", BACKENDS_HERE),
