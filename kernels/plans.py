@@ -74,13 +74,17 @@ def tile_plan(sweep: str, target: str, bits: int, depth: int, descriptors: bool)
 MOST_FUSED_FEATURES = 256  # whose gradient fits into registers beside a tile of logits
 
 
-def gradient_plan(target: str, bits: int, depth: int, descriptors: bool) -> TilePlan | None:
-    """Tiles of the fused gradient kernel, all features at once; None where a strip serves better."""
+def gradient_plan(target: str, bits: int, depth: int, descriptors: bool, crowded: bool) -> TilePlan | None:
+    """Tiles of the fused gradient kernel, all features at once; None where a strip serves better. `crowded`: whether
+    sums on the way or groups take registers too.
+    """
+    if not descriptors and target != "interpreter":
+        return None  # such rows are read by the element, and here again for every block of the other side
     block_depth = max(SMALLEST_DEPTH, 1 << (depth - 1).bit_length())
-    plan = next((plan for plan in _FUSED.get((_family(target), bits), ()) if block_depth <= plan.block_depth), None)
-    if plan is None:
-        return None
-    return replace(plan, block_depth=block_depth, descriptors=descriptors and plan.descriptors)
+    table = _FUSED | _CROWDED if crowded else _FUSED
+    plans = table.get((target, bits), table.get((_family(target), bits), ()))
+    plan = next((plan for plan in plans if block_depth <= plan.block_depth), None)
+    return None if plan is None else replace(plan, block_depth=block_depth)
 
 
 def _family(target: str) -> str:
@@ -127,16 +131,62 @@ _PLANS_BY_SWEEP = {
 
 # The same for the fused kernel, by most features. It has no groups: each program walks a whole line of tiles. In
 # float32 without TF32 a product runs on the general units, where the vendor's are better: the strip.
-_FUSED = {
+_FUSED: dict[tuple[str, int], tuple[TilePlan, ...]] = {
     ("int", 16): (TilePlan(64, 128, MOST_FUSED_FEATURES, 1, 4, 1, False),),
     ("int", 32): (TilePlan(128, 64, MOST_FUSED_FEATURES, 1, 4, 1, False),),
-    ("sm_80+", 16): (
-        TilePlan(64, 64, 128, 1, 8, 2, False),
-        TilePlan(64, 32, MOST_FUSED_FEATURES, 1, 8, 1, False),
+    ("sm_80", 16): (
+        TilePlan(64, 32, 128, 1, 4, 3, False),
+        TilePlan(64, 32, 256, 1, 8, 3, False),
     ),
-    ("sm_90+", 16): (TilePlan(64, 64, MOST_FUSED_FEATURES, 1, 8, 2, True),),
+    ("sm_80+", 16): (
+        TilePlan(64, 32, 64, 1, 4, 3, False),
+        TilePlan(64, 64, 128, 1, 8, 3, False),
+        TilePlan(32, 32, 256, 1, 8, 3, False),
+    ),
+    ("sm_120", 16): (
+        TilePlan(32, 32, 16, 1, 4, 3, False),
+        TilePlan(64, 32, 128, 1, 4, 3, False),
+        TilePlan(64, 32, 256, 1, 8, 3, False),
+    ),
+    ("sm_90", 16): (
+        TilePlan(64, 64, 64, 1, 4, 3, True),
+        TilePlan(64, 32, 128, 1, 4, 3, True),
+        TilePlan(64, 64, 256, 1, 8, 3, True),
+    ),
+    ("sm_90+", 16): (
+        TilePlan(64, 64, 64, 1, 4, 2, True),
+        TilePlan(64, 64, 256, 1, 8, 2, True),
+    ),
     ("gfx", 16): (
-        TilePlan(64, 64, 128, 1, 8, 1, False),
-        TilePlan(64, 32, MOST_FUSED_FEATURES, 1, 8, 1, False),
+        TilePlan(128, 64, 128, 1, 4, 1, False),
+        TilePlan(64, 64, 256, 1, 4, 1, False),
+    ),
+}
+
+# With masses and the statistics of both sides beside a tile, or with groups: what does not spill then.
+_CROWDED: dict[tuple[str, int], tuple[TilePlan, ...]] = {
+    ("sm_80", 16): (
+        TilePlan(64, 32, 64, 1, 4, 3, False),
+        TilePlan(64, 64, 128, 1, 8, 3, False),
+        TilePlan(32, 32, 256, 1, 8, 3, False),
+    ),
+    ("sm_80+", 16): (
+        TilePlan(64, 32, 64, 1, 4, 3, False),
+        TilePlan(64, 32, 128, 1, 8, 3, False),
+        TilePlan(32, 32, 256, 1, 8, 3, False),
+    ),
+    ("sm_120", 16): (
+        TilePlan(64, 32, 64, 1, 4, 3, False),
+        TilePlan(32, 64, 128, 1, 8, 3, False),
+        TilePlan(32, 32, 256, 1, 8, 3, False),
+    ),
+    ("sm_90", 16): (
+        TilePlan(64, 32, 128, 1, 4, 3, True),
+        TilePlan(64, 32, 256, 1, 8, 3, True),
+    ),
+    ("sm_90+", 16): (),
+    ("gfx", 16): (
+        TilePlan(128, 64, 64, 1, 4, 1, False),
+        TilePlan(64, 64, 256, 1, 4, 1, False),
     ),
 }

@@ -11,17 +11,28 @@ import pytest
 
 pytest.importorskip("triton")
 
+import torch
 from contrastile.__main__ import main
+from contrastile.backends.triton_sweep import Sweep, launch_options
 from contrastile.bench.static import checks
+from contrastile.bench.static.bounds import Traits
 from contrastile.bench.static.matrix import (
+    AROUND,
     DEPTHS,
+    FUSED,
+    FUSED_DEPTHS,
+    ONE_DIRECTION,
     SWEEPS,
     TARGETS,
+    Configuration,
     all_configurations,
     bound,
     compiled,
     covering_configurations,
+    traits,
 )
+from contrastile.kernels.plans import MOST_FUSED_FEATURES, TilePlan, gradient_plan
+from contrastile.pairs import PairProblem
 from support import INTERPRETING
 
 needs_compiler = pytest.mark.skipif(INTERPRETING, reason="kernels are interpreted in this process, not compiled")
@@ -51,23 +62,73 @@ def test_the_matrix_has_every_target_sweep_depth_and_dtype():
                     assert (target, sweep, depth, dtype, precision) in combinations
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_matrix_has_every_kernel_that_the_launcher_starts(target):
+    configurations = list(all_configurations((target,)))
+    assert {c.kernel for c in configurations} == {"statistics", "gradient", "fused", "positives", "merge", "moments"}
+    sweeps = {(c.sweep, c.dtype) for c in configurations}
+    assert {(sweep, "bf16") for sweep in AROUND} <= sweeps
+    assert {(sweep, "fp32") for sweep in ONE_DIRECTION} <= sweeps
+    fused = {(c.sweep, c.dtype, c.depth) for c in configurations if c.kernel == "fused"}
+    for depth in FUSED_DEPTHS:
+        for dtype in ("bf16", "fp16"):
+            assert {(form, dtype, depth) for form in FUSED} <= fused
+    assert not any(dtype == "fp32" for _, dtype, _ in fused)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("depth", [1, 24, 64, 65, 200, MOST_FUSED_FEATURES])
+@pytest.mark.parametrize("crowded", [False, True])
+def test_a_fused_plan_reads_all_features_at_once(target, depth, crowded):
+    plan = gradient_plan(target, 16, depth, True, crowded)
+    if target == "sm_100" and crowded:
+        assert plan is None  # no tile holds all sums without spilling: the strip
+    else:
+        assert plan is not None
+        assert depth <= plan.block_depth < 2 * max(depth, 16)
+    assert gradient_plan(target, 16, depth, False, crowded) is None  # rows that start anywhere: the strip
+    assert gradient_plan(target, 16, MOST_FUSED_FEATURES + 1, True, crowded) is None
+    assert gradient_plan(target, 32, depth, True, crowded) is None
+
+
+def test_every_launch_asks_for_the_fusion_of_multiplications_and_additions():
+    given = {}
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *_, **options: given.update(options)
+
+    problem = PairProblem(torch.ones(3, 8), torch.ones(5, 8), torch.ones(3))
+    Sweep(problem, TilePlan(64, 32, 16, 1, 4, 2, False)).launch(Kernel(), 1)
+    assert launch_options(4, 2).items() <= given.items()
+    assert given["enable_fp_fusion"] is True
+
+
 @needs_compiler
 def test_every_kind_of_fault_is_found():
     configuration = next(iter(covering_configurations()))
-    kernel, found = compiled(configuration), bound(configuration)
-    poor = dataclasses.replace(kernel, spilled=8, registers=256, shared=200 * 1024)
-    over = checks._over_limits(configuration, poor, dataclasses.replace(found, blocks=0))
-    assert [fault.split()[0] for fault in over] == ["spills", "256", "204800", "not"]
-    slow = dataclasses.replace(
-        found, kind="fma", vector=4, asynchronous="", work=dataclasses.replace(found.work, exponentials=0)
-    )
-    found_slow = checks._slow_instructions(configuration, slow)
-    assert [fault.split(",")[0] for fault in found_slow] == [
-        "products by fma",
-        "0 exponentials of the special unit for 16384 pairs",
-        "loads of 4 bytes",
+    kernel, seen, found = compiled(configuration), traits(configuration), bound(configuration)
+    assert checks.faults_of(configuration) == []
+    poor = dataclasses.replace(kernel, spilled=8, registers=256, shared=200 * 1024, tensor_memory=4)
+    over = checks._over_limits(configuration, poor, dataclasses.replace(seen, blocks=0))
+    assert [fault.split()[0] for fault in over] == ["spills", "256", "204800", "4", "not"]
+    slow = dataclasses.replace(seen, kind="fma", vector=4, asynchronous="")
+    assert checks._wrong_products(configuration, slow) == ["products by fma, expected mma.sync"]
+    assert checks._slow_loads(configuration, slow) == [
+        "loads of 4 bytes, expected 16",
         "no cp.async into shared memory",
     ]
+    assert checks._few_exponentials(0, 16384) == ["0 exponentials of the special unit, expected 16384"]
+    late = dataclasses.replace(found, stages=1)
+    assert checks._late_loads(configuration, late) == ["1 stages of loads, expected 2"]
+
+
+def test_no_loads_are_missed_where_there_is_nothing_to_load_ahead():
+    unaligned = Configuration("sm_90", "statistics", "bf16", 512, aligned=False)
+    assert checks._slow_loads(unaligned, Traits("wgmma", 2, "", 16384, 1)) == []
+    merge = Configuration("sm_90", "merge", "bf16", 512)  # 256 entries for 4 warps
+    assert checks._slow_loads(merge, Traits("fma", 8, "", 512, 8)) == []
+    assert checks._slow_loads(merge, Traits("fma", 4, "", 512, 8)) == ["loads of 4 bytes, expected 8"]
 
 
 @needs_compiler

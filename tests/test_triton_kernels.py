@@ -183,7 +183,7 @@ def use_form(monkeypatch):
     def choose(form: str) -> None:
         monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: form == "fused-deterministic")
         if form == "strip":
-            monkeypatch.setattr(triton, "fused_plan", lambda problem: None)
+            monkeypatch.setattr(triton, "fused_plan", lambda problem, sums: None)
 
     return choose
 
@@ -267,7 +267,7 @@ def test_windows_of_a_small_workspace_are_put_in_their_places(name, dtype):
         stats = run_guarded(triton.pair_stats, problem, columns=True)
         assert_sweep(problem, stats_results(stats), lambda dense: dense.stats(True))
         assert_gradients(problem, given_weights(problem, **BOTH, cap=True))
-        patch.setattr(triton, "fused_plan", lambda problem: None)
+        patch.setattr(triton, "fused_plan", lambda problem, sums: None)
         assert_gradients(problem, given_weights(problem, **BOTH, cap=True), workspace=2**15)
 
 

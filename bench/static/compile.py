@@ -23,6 +23,8 @@ from triton.compiler.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
 ALIGNMENT = 16  # bytes: what a launch may assume of a tensor's first element
+# Of Triton's intermediate form: shared memory for so many tiles of embeddings, (stages, rows, features).
+_RING = re.compile(r"ttg\.local_alloc : \(\) -> !ttg\.memdesc<(\d+)x\d+x\d+x(?:bf16|f16|f32),")
 BINARIES = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
@@ -54,14 +56,17 @@ class Compiled:
     spilled: int  # bytes of registers a thread keeps in memory
     shared: int  # bytes a block
     tensor_memory: int  # columns a block (sm_100)
+    ring: int = 0  # stages of embeddings that the compiler reserved shared memory for; 0: none (NVIDIA)
 
     @property
     def is_amd(self) -> bool:
         return self.target.startswith("gfx")
 
 
-def compile_kernel(kernel: Any, arguments: Mapping[str, Any], options: Mapping[str, int], target: str) -> Compiled:
-    """Arguments by name, constants included; target "sm_90", "gfx942", ... Raises RuntimeError where Triton cannot."""
+def compile_kernel(kernel: Any, arguments: Mapping[str, Any], options: Mapping[str, Any], target: str) -> Compiled:
+    """Arguments by name, constants included; options as of a launch; target "sm_90", "gfx942", ... Raises RuntimeError
+    where Triton cannot.
+    """
     gpu = _gpu_target(target)
     backend = make_backend(gpu)
     if not isinstance(kernel, triton.JITFunction):
@@ -90,7 +95,8 @@ def compile_kernel(kernel: Any, arguments: Mapping[str, Any], options: Mapping[s
         )
     sass = _run_on(binary.asm["cubin"], BINARIES / "nvdisasm", "--no-dataflow", "--print-code")
     registers, spilled = _nvidia_resources(binary.asm["cubin"], sass)
-    return Compiled(target, sass, registers=registers, spilled=spilled, **memory)
+    ring = min(map(int, _RING.findall(binary.asm["ttgir"])), default=0)
+    return Compiled(target, sass, registers=registers, spilled=spilled, ring=ring, **memory)
 
 
 def _gpu_target(target: str) -> GPUTarget:

@@ -2,7 +2,8 @@
 
 A kernel has blocks that an ordinary tile does not run: those for positives and padding, those that repeat a tile's
 sums at any magnitude, those that wait again. So the counts are those of the path with the fewest instructions from the
-entry to the exit, among the paths with all matrix instructions. That is a lower bound whichever way a tile takes.
+entry to the exit, among the paths with all matrix instructions, stores and atomic additions: these last are branched
+around where all lanes are past the bounds, which no inner tile is. That is a lower bound whichever way a tile takes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ _SASS_LABEL = re.compile(r"^(\.L_\w+):")
 _SASS_TARGET = re.compile(r"`\((\.L_\w+)\)")
 _AMD_LINE = re.compile(r"^\s+([a-z]\w+)\s*([^;]*)")
 _AMD_LABEL = re.compile(r"^(\.LBB\w+):")
+_RESULTS = (
+    *("STG.", "RED.", "REDG.", "ATOM.", "ATOMG."),
+    *("global_store", "global_atomic", "buffer_store", "buffer_atomic"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,6 @@ class Counts:
 def parse_sass(text: str) -> list[Block]:
     """Blocks of the first kernel in nvdisasm's output; the first block is the entry."""
     builder = _Builder()
-    returns = re.search(r"\bRET\.", text) is not None
     for line in text.splitlines():
         if label := _SASS_LABEL.match(line):
             builder.label(label.group(1))
@@ -55,9 +59,9 @@ def parse_sass(text: str) -> list[Block]:
             if predicate == "!PT":  # never runs: it only spaces out others
                 opcode, operands = "NOP", ""
             builder.add(Instruction(opcode, operands))
-            # A call to where nothing returns from is a branch over more than the reach of one.
-            if name == "BRA" or (name == "CALL" and not returns):
-                target = _SASS_TARGET.search(operands)
+            target = _SASS_TARGET.search(operands)
+            # A call to a label of the kernel's own is a branch over more than the reach of one.
+            if name == "BRA" or (name == "CALL" and target is not None):
                 if target is None:
                     raise RuntimeError(f"a branch without a target: {line.strip()}")
                 # "BRA.U UP0, L" and "BRA P2, L" are conditional without a predicate in front.
@@ -107,16 +111,27 @@ def count(blocks: list[Block], matrix: list[int], is_last_before: Callable[[Inst
     matrix instructions.
     """
     main = main_loop(blocks, matrix)
-    required = matrix
-    loop: Counter[Instruction] = Counter()
-    if main:
-        for index in _round_of(blocks, main, required):
-            loop.update(blocks[index].instructions)
+    required = _required(blocks, matrix)
+    loop = Counter(loop_round(blocks, matrix))
     before, after = _path_around(blocks, main, required)
     first = [i for index in before for i in blocks[index].instructions]
     rest = [i for index in after for i in blocks[index].instructions]
     split = max((place + 1 for place, instruction in enumerate(rest) if is_last_before(instruction)), default=0)
     return Counts(Counter(first + rest[:split]), loop, Counter(rest[split:]))
+
+
+def loop_round(blocks: list[Block], matrix: list[int]) -> list[Instruction]:
+    """What a warp runs in one round of the main loop, in order; empty where there is none."""
+    main = main_loop(blocks, matrix)
+    if not main:
+        return []
+    return [i for index in _round_of(blocks, main, _required(blocks, matrix)) for i in blocks[index].instructions]
+
+
+def whole_path(blocks: list[Block], matrix: list[int]) -> list[Instruction]:
+    """What a warp runs of a kernel without a main loop, in order."""
+    path = _path(blocks, 0, _exits(blocks), frozenset(), _required(blocks, matrix))
+    return [i for index in path for i in blocks[index].instructions]
 
 
 def main_loop(blocks: list[Block], matrix: list[int]) -> frozenset[int]:
@@ -166,6 +181,12 @@ class _Builder:
                 raise RuntimeError(f"a branch to {target}, which is no label of this kernel")
             self._blocks[source].successors.append(self._labels[target])
         return self._blocks
+
+
+def _required(blocks: list[Block], matrix: list[int]) -> list[int]:
+    """Of each block, how many instructions no path may leave out."""
+    results = (sum(i.opcode.startswith(_RESULTS) for i in block.instructions) for block in blocks)
+    return [n + m for n, m in zip(matrix, results, strict=True)]
 
 
 def _is_loop(blocks: list[Block], component: frozenset[int]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from contrastile.bench.static.disassembly import Instruction
@@ -19,6 +20,9 @@ _AMD_SPECIAL = ("v_exp_", "v_log_", "v_rcp_", "v_rsq_", "v_sqrt_", "v_sin_", "v_
 _LANES, _AMD_LANES = 32, 64
 WARPS_A_GROUP = 4  # that give one wgmma together
 K_BYTES = 32  # of a wgmma or tcgen05 operand's row
+_SUFFIXES = {"128": 16, "F32x4": 16, "64": 8, "F32x2": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}  # bytes
+_WIDEST = 16  # bytes of a lane's load
+_GROUPS = 2  # of cp.async for one stage of a tile: anchors and candidates
 _MFMA = re.compile(r"v_mfma_f32_(\d+)x(\d+)x(\d+)")
 
 
@@ -109,10 +113,7 @@ def _wgmma_work(opcode: str, operands: str) -> Work:
 def _bytes_of(opcode: str) -> int:
     """A lane's, by the suffix of a load or store."""
     parts = opcode.split(".")[1:]
-    for suffix, size in (("128", 16), ("64", 8), ("U16", 2), ("S16", 2), ("U8", 1), ("S8", 1)):
-        if suffix in parts:
-            return size
-    return 4
+    return next((size for suffix, size in _SUFFIXES.items() if suffix in parts), 4)
 
 
 def vector_bytes(instruction: Instruction) -> int:
@@ -121,6 +122,66 @@ def vector_bytes(instruction: Instruction) -> int:
     if opcode.startswith(("global_load", "buffer_load")):
         return _amd_bytes_of(opcode)
     return _bytes_of(opcode) if opcode.split(".")[0] in ("LDG", "LDGSTS") else 0
+
+
+def stages_of_async_copies(loop: list[Instruction], is_product: Callable[[Instruction], bool]) -> int:
+    """Stages of cp.async that a round's products run with: the one they use and those still under way.
+
+    LDGDEPBAR closes a group of copies, "DEPBAR.LE SB0, n" waits until n groups at most are left. A round closes the
+    groups of one stage.
+    """
+    groups = sum(i.opcode == "LDGDEPBAR" for i in loop)
+    if not groups:
+        return 1
+    under_way: int | None = None  # unknown until the first wait
+    fewest: list[int] = []
+    for i in (*loop, *loop):
+        if i.opcode.startswith("DEPBAR.LE") and (found := re.match(r"SB0, 0x([0-9a-f]+)", i.operands)):
+            under_way = int(found.group(1), 16)
+        elif i.opcode == "LDGDEPBAR" and under_way is not None:
+            under_way += 1
+        elif is_product(i) and under_way is not None:
+            fewest.append(under_way)
+    return 1 + min(fewest) // groups if fewest else 1
+
+
+def stages_of_unrolled_copies(path: list[Instruction], is_product: Callable[[Instruction], bool]) -> int:
+    """The same of a product without a loop: what its first step runs with."""
+    under_way = 0
+    for i in path:
+        if i.opcode == "LDGDEPBAR":
+            under_way += 1
+        elif i.opcode.startswith("DEPBAR.LE") and (found := re.match(r"SB0, 0x([0-9a-f]+)", i.operands)):
+            under_way = min(under_way, int(found.group(1), 16))
+        elif is_product(i):
+            return 1 + under_way // _GROUPS
+    return 1
+
+
+def stages_of_register_loads(
+    instructions: list[Instruction], is_product: Callable[[Instruction], bool], steps: int = 0
+) -> int:
+    """2 where products run while wide loads are under way, 1 where they are waited for at once. The compiler may place
+    a load late: most of them count. Of a loop's round, or of `steps` without a loop, the first of which has to wait.
+
+    "s_waitcnt vmcnt(n)" waits until n loads at most are left; they arrive in order.
+    """
+    products = 0
+    under_way: list[tuple[int, bool]] = []  # products before each load, and whether it is a wide one
+    covered: list[bool] = []  # of each wide load that was waited for, whether a product ran meanwhile
+    # What a loop's second round waits for was asked for in the first.
+    for i in instructions if steps else (*instructions, *instructions):
+        if is_product(i):
+            products += 1
+        elif size := vector_bytes(i):
+            under_way.append((products, size == _WIDEST))
+        elif i.opcode == "s_waitcnt" and (found := re.search(r"vmcnt\((\d+)\)", i.operands)):
+            arrived = max(0, len(under_way) - int(found.group(1)))
+            covered += [products > before for before, is_wide in under_way[:arrived] if is_wide]
+            del under_way[:arrived]
+    if steps:
+        del covered[: len(covered) // steps]
+    return 2 if covered and 2 * sum(covered) >= len(covered) else 1
 
 
 def _amd_work(instruction: Instruction) -> Work:

@@ -7,9 +7,22 @@ Matrix rates are a data sheet's dense Tflop/s by the number of multiprocessors a
     sm_100  B200: bf16 2250, 148; 8192 flop a cycle as in FlashAttention-4 (Zadouri et al. 2026)
     sm_120  RTX PRO 6000 Blackwell: bf16 503.8 at 2.62 GHz, 188 (its data sheet, 2025); GeForce cards at half of it
     gfx942  MI300X: bf16 1307.4 at 2.10 GHz, 304 compute units (AMD CDNA3 white paper, 2023)
-Arithmetic, exponentials and shuffles: CUDA C++ Programming Guide, "Arithmetic Instructions"; CDNA3 ISA guide: 4 SIMDs
-of 16 lanes, packed instructions two results a lane, transcendental ones at a quarter. Shared memory: 128 bytes a cycle
-(tuning guides; CDNA3 white paper for the LDS). DRAM: the data sheets' bandwidth over the same clock and count.
+DRAM: the data sheets' bandwidth over the same clock and count.
+
+Lanes, exponentials and shared memory, by what confirms them:
+    sm_80, sm_86, sm_90   CUDA C++ Programming Guide, "Arithmetic Instructions": 16 exponentials, 64 comparisons, minima
+                          and integers; a pipe of its own, 16 lanes for each of four schedulers since Volta (NVIDIA's
+                          developer forum). 128 bytes a cycle of shared memory: tuning guides and white papers
+    sm_100                16 exponentials, as on sm_90: the abstract of FlashAttention-4 (Zadouri et al. 2026) has them
+                          "scale more slowly or remain unchanged", no source gives more. 128 bytes of shared memory as
+                          measured for tcgen05 operands (SemiAnalysis, "Dissecting Nvidia Blackwell", 2026).
+                          Not confirmed: 64 lanes for comparisons, minima and integers. A diagram of the B200 shows 128
+                          that are shared with float32 (Cornell Virtual Workshop); neither is any row's busiest unit
+    sm_120                float32 and integers on the same 128 lanes, one or the other in a cycle (RTX Blackwell white
+                          paper, 2025). Not confirmed: that comparisons and minima take these too, and 16 exponentials
+    gfx942                CDNA3 ISA guide: 4 SIMDs of 16 lanes, packed instructions two results a lane, transcendental
+                          ones at a quarter; 128 bytes of LDS (CDNA3 white paper)
+Atomic additions count as stores: no maker publishes the rate at which the L2 cache adds.
 """
 
 from __future__ import annotations
@@ -31,6 +44,7 @@ class Rates:
     issue: int  # instructions of a warp
     shared: int  # bytes
     dram: float  # bytes
+    multiprocessors: int  # of the device
 
 
 @dataclass(frozen=True)
@@ -50,12 +64,12 @@ class Limits:
 _KIB = 1024
 
 RATES = {
-    "sm_80": Rates(2048, 1024, 0, 64, 64, False, 16, 4, 128, 2039e9 / 1.41e9 / 108),
-    "sm_86": Rates(1024, 512, 0, 128, 64, False, 16, 4, 128, 768e9 / 1.80e9 / 84),
-    "sm_90": Rates(4096, 2048, 0, 128, 64, False, 16, 4, 128, 3350e9 / 1.83e9 / 132),
-    "sm_100": Rates(8192, 4096, 0, 128, 64, False, 16, 4, 128, 8000e9 / 1.85e9 / 148),
-    "sm_120": Rates(1024, 512, 0, 128, 128, True, 16, 4, 128, 1792e9 / 2.62e9 / 188),
-    "gfx942": Rates(2048, 1024, 256, 64, 64, True, 16, 4, 128, 5300e9 / 2.10e9 / 304),
+    "sm_80": Rates(2048, 1024, 0, 64, 64, False, 16, 4, 128, 2039e9 / 1.41e9 / 108, 108),
+    "sm_86": Rates(1024, 512, 0, 128, 64, False, 16, 4, 128, 768e9 / 1.80e9 / 84, 84),
+    "sm_90": Rates(4096, 2048, 0, 128, 64, False, 16, 4, 128, 3350e9 / 1.83e9 / 132, 132),
+    "sm_100": Rates(8192, 4096, 0, 128, 64, False, 16, 4, 128, 8000e9 / 1.85e9 / 148, 148),
+    "sm_120": Rates(1024, 512, 0, 128, 128, True, 16, 4, 128, 1792e9 / 2.62e9 / 188, 188),
+    "gfx942": Rates(2048, 1024, 256, 64, 64, True, 16, 4, 128, 5300e9 / 2.10e9 / 304, 304),
 }
 
 LIMITS = {

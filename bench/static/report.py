@@ -37,12 +37,13 @@ def report(which: str, targets: tuple[str, ...] = TARGETS, write: bool = False) 
 
 
 def examine(configurations: Iterable[Configuration]) -> tuple[list[Row], list[str]]:
-    """Rows and faults, in words; that a kernel does not compile is a fault too."""
+    """Rows of the kernels with a bound and faults of all, in words; that a kernel does not compile is a fault too."""
     rows, faults = [], []
     for configuration in configurations:
         try:
             faults += [f"{configuration}: {fault}" for fault in faults_of(configuration)]
-            rows.append(row_of(configuration))
+            if configuration.is_bounded:
+                rows.append(row_of(configuration))
         except RuntimeError as error:
             faults.append(str(error))
     return rows, faults

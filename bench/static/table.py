@@ -17,12 +17,12 @@ KEY = ("target", "sweep", "dtype", "D")
 BOUNDS = ("peak_share", "one_block_share")
 COLUMNS = (
     *KEY,
-    *("tile", "warps", "stages", "kind", "registers", "spilled", "shared_bytes", "blocks"),
+    *("tile", "warps", "stages", "held", "kind", "registers", "spilled", "shared_bytes", "blocks"),
     *PIPES,
     *("pipe", *BOUNDS, "l2_demand", "dram_demand"),
 )
 # What a terminal has room for.
-PRINTED = tuple(c for c in COLUMNS if c not in ("stages", "shared_bytes"))
+PRINTED = tuple(c for c in COLUMNS if c not in ("stages", "held", "shared_bytes"))
 
 Row = dict[str, str]
 
@@ -44,6 +44,7 @@ def row_of(configuration: Configuration) -> Row:
 
 def _of_kernel(kernel: Compiled, found: Bound) -> Row:
     return {
+        "held": str(found.stages),
         "kind": found.kind,
         "registers": str(kernel.registers),
         "spilled": str(kernel.spilled),

@@ -98,14 +98,14 @@ def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, need
 def _softmax_grad(sweep: Sweep, weights: SoftmaxWeights, needs: GradNeeds) -> tuple[Gradients, PairStats]:
     problem = sweep.problem
     grads = Gradients(problem, needs)
-    if grads.wanted and not weights.columns and _fused_plan(problem) is None and fits_one_direction(sweep):
+    if grads.wanted and not weights.columns and _fused_plan(problem, False) is None and fits_one_direction(sweep):
         return grads, one_direction_sweep(sweep, weights.gain, grads)
     assert problem.positives is not None
     stats = pair_stats(problem, columns=weights.columns)
     gain = torch.full_like(stats.row_max, weights.gain)
     col_gain = gain if weights.columns else None
     given = softmax_weights(stats, problem.positives, gain, col_gain, problem.self_similarity)
-    return _given_grad(problem, given, 2 * gain.amax(), needs, partial(Totals.none, problem))[0], stats
+    return _given_grad(problem, given, 2 * gain.amax(), needs, None)[0], stats
 
 
 def _given_grad(
@@ -113,14 +113,16 @@ def _given_grad(
     weights: GivenWeights,
     largest: Tensor | None,  # bound of |C|, where it is known
     needs: GradNeeds,
-    new_totals: Callable[[], Totals],
+    new_totals: Callable[[], Totals] | None,  # None: no sums on the way
 ) -> tuple[Gradients, Totals]:
-    fused = _fused_plan(problem) if needs.dx or needs.dy or needs.moment else None
+    sums = new_totals is not None
+    fused = _fused_plan(problem, sums) if needs.dx or needs.dy or needs.moment else None
     if problem.anchors.dtype == torch.float16 and largest is None:
         fused = None  # nothing tells how to fit the coefficients into float16
 
     def run(plan: TilePlan) -> tuple[Gradients, Totals]:
-        grads, totals = Gradients(problem, needs), new_totals()
+        grads = Gradients(problem, needs)
+        totals = Totals.none(problem) if new_totals is None else new_totals()
         if grads.wanted or totals.wanted:
             by = strip_sweep if fused is None else fused_sweep
             by(Sweep(problem, plan), weights, largest, grads, totals)
@@ -131,5 +133,5 @@ def _given_grad(
     return run(tuned("gradient", problem, strip_plan(problem), run))
 
 
-def _fused_plan(problem: PairProblem) -> TilePlan | None:
-    return None if problem.self_similarity else fused_plan(problem)
+def _fused_plan(problem: PairProblem, sums: bool) -> TilePlan | None:
+    return None if problem.self_similarity else fused_plan(problem, sums)

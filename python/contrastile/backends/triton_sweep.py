@@ -108,7 +108,7 @@ class Sweep:
             self.problem.rows,
             DEPTH=self.depth,
             BLOCK_ROWS=MOMENT_ROWS,
-            BLOCK_DEPTH=min(256, triton.next_power_of_2(self.depth)),
+            BLOCK_DEPTH=moment_block_depth(self.depth),
         )
         # One triangle: C holds every pair from both its ends, the loss once.
         return moments.div_(2) if self.problem.self_similarity else moments
@@ -124,9 +124,21 @@ class Sweep:
         }
 
     def _start(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-        options = {"num_warps": self.plan.num_warps, "num_stages": self.plan.num_stages}
+        options = launch_options(self.plan.num_warps, self.plan.num_stages)
         with _on_device(self.problem.anchors.device):
             kernel[(programs,)](*arguments, **constants, **options)
+
+
+def moment_block_depth(depth: int) -> int:
+    """Features that the kernel of row moments reads at a time."""
+    return int(min(256, triton.next_power_of_2(depth)))
+
+
+def launch_options(num_warps: int, num_stages: int) -> dict[str, Any]:
+    """What every launch tells the compiler. Fusion of multiplications with additions is what the kernels' bounds and
+    errors were found with; what Triton does unasked depends on its version.
+    """
+    return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
 def statistics_plan(problem: PairProblem) -> TilePlan:
@@ -138,9 +150,9 @@ def strip_plan(problem: PairProblem) -> TilePlan:
     return tile_plan("gradient", *_described(problem))
 
 
-def fused_plan(problem: PairProblem) -> TilePlan | None:
-    """Plan of the fused gradient kernel; None where a strip serves better."""
-    return gradient_plan(*_described(problem))
+def fused_plan(problem: PairProblem, sums: bool) -> TilePlan | None:
+    """Plan of the fused gradient kernel, with or without sums on the way; None where a strip serves better."""
+    return gradient_plan(*_described(problem), crowded=sums or problem.row_groups is not None)
 
 
 def _described(problem: PairProblem) -> tuple[str, int, int, bool]:
