@@ -53,7 +53,7 @@ inline constexpr std::int64_t most_tile_cols = 256;
 // would read coefficients more often than they are used.
 inline constexpr std::int64_t most_grad_features = 512;
 inline constexpr std::int64_t least_grad_features = 128;
-inline constexpr std::int64_t good_grad_rows = 480;
+inline constexpr std::int64_t good_grad_rows = 120;
 inline constexpr std::int64_t min_strip_rows = 128;
 // Candidates of a window are packed for each product, which as many rows pay for.
 inline constexpr std::int64_t good_strip_rows = 5 * most_tile_rows;
