@@ -290,32 +290,31 @@ Real dot_of(const void* a, const void* b, std::int64_t depth) {
   return sum[0];
 }
 
+// work.operator()<Element>() for the element type of the embeddings.
+template <class Real, class Work>
+auto with_element(ElementType type, const Work& work) {
+  if constexpr (sizeof(Real) == sizeof(float)) {
+    if (type == ElementType::bfloat16) return work.template operator()<Bfloat16>();
+    if (type == ElementType::float16) return work.template operator()<Float16>();
+  }
+  return work.template operator()<Same<Real>>();
+}
+
 template <class Real>
 Real dot(const void* a, const void* b, std::int64_t depth, ElementType type) {
-  if constexpr (sizeof(Real) == sizeof(float)) {
-    if (type == ElementType::bfloat16) return dot_of<Real, Bfloat16>(a, b, depth);
-    if (type == ElementType::float16) return dot_of<Real, Float16>(a, b, depth);
-  }
-  return dot_of<Real, Same<Real>>(a, b, depth);
+  return with_element<Real>(type, [&]<class Element>() { return dot_of<Real, Element>(a, b, depth); });
 }
 
 template <class Real, int width>
 void pack_lines(Strided source, std::int64_t lines, std::int64_t depth, Real* panels) {
-  if constexpr (sizeof(Real) == sizeof(float)) {
-    if (source.type == ElementType::bfloat16) return pack_lines_of<Real, Bfloat16, width>(source, lines, depth, panels);
-    if (source.type == ElementType::float16) return pack_lines_of<Real, Float16, width>(source, lines, depth, panels);
-  }
-  pack_lines_of<Real, Same<Real>, width>(source, lines, depth, panels);
+  with_element<Real>(source.type,
+                     [&]<class Element>() { pack_lines_of<Real, Element, width>(source, lines, depth, panels); });
 }
 
 template <class Real, int width>
 void pack_columns(Strided source, std::int64_t lines, std::int64_t depth, Real* panels) {
-  if constexpr (sizeof(Real) == sizeof(float)) {
-    if (source.type == ElementType::bfloat16)
-      return pack_columns_of<Real, Bfloat16, width>(source, lines, depth, panels);
-    if (source.type == ElementType::float16) return pack_columns_of<Real, Float16, width>(source, lines, depth, panels);
-  }
-  pack_columns_of<Real, Same<Real>, width>(source, lines, depth, panels);
+  with_element<Real>(source.type,
+                     [&]<class Element>() { pack_columns_of<Real, Element, width>(source, lines, depth, panels); });
 }
 
 template <class Real>
