@@ -93,6 +93,9 @@ def _family(target: str) -> str:
     return "sm_90+" if int(target[3:]) in (90, 100, 103) else "sm_80+"
 
 
+SMALLEST_SIDE, LARGEST_SIDE = 32, 256  # of a tile
+
+
 def neighbours(plan: TilePlan) -> list[TilePlan]:
     """Plans that differ in one number, by a factor of two, or by one stage."""
     found = [
@@ -103,9 +106,6 @@ def neighbours(plan: TilePlan) -> list[TilePlan]:
     ]
     found += [replace(plan, num_warps=n) for n in (plan.num_warps // 2, plan.num_warps * 2) if n in (4, 8)]
     return found + [replace(plan, num_stages=n) for n in (plan.num_stages - 1, plan.num_stages + 1) if n >= 1]
-
-
-SMALLEST_SIDE, LARGEST_SIDE = 32, 256  # of a tile
 
 
 # Rows x columns x features of a tile, group, warps, stages, descriptors.

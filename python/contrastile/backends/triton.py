@@ -98,7 +98,7 @@ def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, need
 def _softmax_grad(sweep: Sweep, weights: SoftmaxWeights, needs: GradNeeds) -> tuple[Gradients, PairStats]:
     problem = sweep.problem
     grads = Gradients(problem, needs)
-    if grads.wanted and not weights.columns and _fused_plan(problem, False) is None and fits_one_direction(sweep):
+    if grads.wanted and not weights.columns and fused_plan(problem, sums=False) is None and fits_one_direction(sweep):
         return grads, one_direction_sweep(sweep, weights.gain, grads)
     assert problem.positives is not None
     stats = pair_stats(problem, columns=weights.columns)
@@ -116,7 +116,7 @@ def _given_grad(
     new_totals: Callable[[], Totals] | None,  # None: no sums on the way
 ) -> tuple[Gradients, Totals]:
     sums = new_totals is not None
-    fused = _fused_plan(problem, sums) if needs.dx or needs.dy or needs.moment else None
+    fused = fused_plan(problem, sums) if needs.dx or needs.dy or needs.moment else None
     if problem.anchors.dtype == torch.float16 and largest is None:
         fused = None  # nothing tells how to fit the coefficients into float16
 
@@ -131,7 +131,3 @@ def _given_grad(
     if fused is not None:
         return run(tuned("fused gradient", problem, fused, run))
     return run(tuned("gradient", problem, strip_plan(problem), run))
-
-
-def _fused_plan(problem: PairProblem, sums: bool) -> TilePlan | None:
-    return None if problem.self_similarity else fused_plan(problem, sums)

@@ -152,6 +152,8 @@ def strip_plan(problem: PairProblem) -> TilePlan:
 
 def fused_plan(problem: PairProblem, sums: bool) -> TilePlan | None:
     """Plan of the fused gradient kernel, with or without sums on the way; None where a strip serves better."""
+    if problem.self_similarity:
+        return None
     return gradient_plan(*_described(problem), crowded=sums or problem.row_groups is not None)
 
 
