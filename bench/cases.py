@@ -99,18 +99,18 @@ class Inputs:
 
 def make_inputs(case: Case, seed: int = 0) -> Inputs:
     """The same numbers on every device: drawn on the CPU."""
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     dtype, device = DTYPES[case.dtype], case.tensor_device
 
     def unit_rows(count: int) -> Tensor:
-        rows = torch.randn(count, case.dim, generator=generator, device="cpu")
+        rows = torch.randn(count, case.dim, generator=generator)
         rows /= rows.norm(dim=1, keepdim=True)
         return rows.to(device, dtype).requires_grad_()
 
     # E exp(s) of random unit rows is near exp(scale^2 / 2D): weights as a well trained memory would hold
     # them, with a spread, and no sweep needed to find them.
     def log_weights(count: int, others: int) -> Tensor:
-        spread = 0.1 * torch.randn(count, generator=generator, device="cpu")
+        spread = 0.1 * torch.randn(count, generator=generator)
         return (spread - math.log(others) - SCALE**2 / (2 * case.dim)).to(device)
 
     x = unit_rows(case.rows)

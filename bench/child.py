@@ -197,8 +197,7 @@ def error_against_truth(case: Case, loss: Loss) -> Figures:
     rows = [F.normalize(leaf) if normalizes else leaf for leaf in doubles]
     constants = (vector.cpu().double() for vector in (inputs.log_u, inputs.log_v))
     exact = Inputs(rows[0], rows[1] if len(rows) > 1 else None, *constants)
-    with torch.device("cpu"):
-        truth = true_loss(case.loss, exact)
+    truth = true_loss(case.loss, exact)
     torch.autograd.backward(truth)
     return {
         "error_rows": ERROR_ROWS,
