@@ -13,7 +13,7 @@ from contrastile.bench.static import bounds, rival_launches, rivals
 from contrastile.bench.static.disassembly import parse_sass
 from contrastile.bench.static.instructions import Work
 from contrastile.bench.static.matrix import Configuration, bound, compiled
-from contrastile.bench.static.rates import LIMITS, rates_of
+from contrastile.bench.static.rates import LIMITS, matrix_rate, rates_of
 from contrastile.bench.static.rival_launches import Cache, Loop, Product
 from support import INTERPRETING
 
@@ -92,7 +92,8 @@ def test_no_kernel_of_ours_waits_for_dram():
     for row in rivals.read_rows():
         if row["loss"] in rivals.AIMS:
             chip = rivals.CHIPS[row["target"]]
-            a_ms = rates_of(row["target"]).dram * chip.multiprocessors * chip.gigahertz * 1e6
+            rates = rates_of(row["target"])
+            a_ms = rates.dram * rates.multiprocessors * chip.gigahertz * 1e6
             shares[row["target"], row["D"], row["part"]] = float(row["dram_GB"]) * 1e9 / a_ms / float(row["busiest"])
     most = max(shares, key=lambda key: shares[key])
     assert most == ("sm_90", "512", "products")
@@ -110,7 +111,7 @@ def test_others_are_counted_as_ours_are(target):
     work = rival_launches.work_of_warp(parse_sass(kernel.assembly), loops) * kernel.num_warps
     if target == "sm_100":
         work += product.tcgen05() * loop.rounds
-    found = rivals.cycles_of(target, work)
+    found = bounds.cycles_of(target, work, matrix_rate(target, "bf16", "ieee"))
     for pipe in bounds.PIPES:
         if pipe == "fill" and plan.descriptors:
             continue  # sizes of TMA copies are in no instruction

@@ -141,7 +141,7 @@ def bound_of(tile: Tile, compiled: Compiled) -> Bound:
         product += Work(filled=embeddings, loaded=embeddings)
     both = product + rest
     peak = matrix_rate(tile.target, tile.dtype, tile.precision)
-    product_cycles, rest_cycles = _cycles(tile, product, peak), _cycles(tile, rest, peak)
+    product_cycles, rest_cycles = cycles_of(tile.target, product, peak), cycles_of(tile.target, rest, peak)
     cycles = {pipe: product_cycles[pipe] + rest_cycles[pipe] for pipe in PIPES}
     pipe = max(cycles, key=lambda p: cycles[p])
     ideal = tile.flop / peak
@@ -348,8 +348,9 @@ def _fma_flop(tile: Tile, counter: Counter[Instruction]) -> float:
     return 2 * 32 * lanes
 
 
-def _cycles(tile: Tile, work: Work, peak: int) -> dict[str, float]:
-    rates = rates_of(tile.target)
+def cycles_of(target: str, work: Work, peak: int) -> dict[str, float]:
+    """Of a multiprocessor, by pipe; `peak` is the rate of the matrix unit."""
+    rates = rates_of(target)
     fp32, alu = work.fp32 / rates.fp32, work.alu / rates.alu
     if rates.unified:
         fp32 = alu = (work.fp32 + work.alu) / rates.fp32

@@ -136,13 +136,21 @@ def stages_of_async_copies(loop: list[Instruction], is_product: Callable[[Instru
     under_way: int | None = None  # unknown until the first wait
     fewest: list[int] = []
     for i in (*loop, *loop):
-        if i.opcode.startswith("DEPBAR.LE") and (found := re.match(r"SB0, 0x([0-9a-f]+)", i.operands)):
-            under_way = int(found.group(1), 16)
+        if (left := _groups_left(i)) is not None:
+            under_way = left
         elif i.opcode == "LDGDEPBAR" and under_way is not None:
             under_way += 1
         elif is_product(i) and under_way is not None:
             fewest.append(under_way)
     return 1 + min(fewest) // groups if fewest else 1
+
+
+def _groups_left(instruction: Instruction) -> int | None:
+    """Of copies, at most, after a wait for them; None: no such wait."""
+    if not instruction.opcode.startswith("DEPBAR.LE"):
+        return None
+    found = re.match(r"SB0, 0x([0-9a-f]+)", instruction.operands)
+    return None if found is None else int(found.group(1), 16)
 
 
 def stages_of_unrolled_copies(path: list[Instruction], is_product: Callable[[Instruction], bool]) -> int:
@@ -151,8 +159,8 @@ def stages_of_unrolled_copies(path: list[Instruction], is_product: Callable[[Ins
     for i in path:
         if i.opcode == "LDGDEPBAR":
             under_way += 1
-        elif i.opcode.startswith("DEPBAR.LE") and (found := re.match(r"SB0, 0x([0-9a-f]+)", i.operands)):
-            under_way = min(under_way, int(found.group(1), 16))
+        elif (left := _groups_left(i)) is not None:
+            under_way = min(under_way, left)
         elif is_product(i):
             return 1 + under_way // _GROUPS
     return 1

@@ -19,11 +19,10 @@ from contrastile.backends.triton_gradients import PAIRS_WITHOUT_STRIP
 from contrastile.bench.static import bounds
 from contrastile.bench.static.compile import Compiled, compile_kernel
 from contrastile.bench.static.disassembly import parse_sass
-from contrastile.bench.static.instructions import Work, matrix_kind
+from contrastile.bench.static.instructions import matrix_kind
 from contrastile.bench.static.matrix import WINDOW, Configuration, bound, compiled
-from contrastile.bench.static.rates import blocks_resident, matrix_rate
+from contrastile.bench.static.rates import blocks_resident, matrix_rate, rates_of
 from contrastile.bench.static.rival_launches import RIVALS, Cache, N, work_of_warp
-from contrastile.kernels.plans import TilePlan
 
 DEPTHS = (512, 1024)
 STRIP = 2 * N * N  # bytes of all coefficients
@@ -45,13 +44,12 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class Chip:
-    multiprocessors: int
     gigahertz: float
     l2: int  # bytes
 
 
 # The cards of rates.py, by their data sheets.
-CHIPS = {"sm_80": Chip(108, 1.41, 40 << 20), "sm_90": Chip(132, 1.83, 50 << 20), "sm_100": Chip(148, 1.85, 126 << 20)}
+CHIPS = {"sm_80": Chip(1.41, 40 << 20), "sm_90": Chip(1.83, 50 << 20), "sm_100": Chip(1.85, 126 << 20)}
 
 
 def others_rows(loss: str, target: str, depth: int) -> list[Row]:
@@ -68,14 +66,15 @@ def others_rows(loss: str, target: str, depth: int) -> list[Row]:
         if kind == "tcgen05":
             for often, product in taken:
                 work += product.tcgen05() * often
+        cycles = bounds.cycles_of(target, work, matrix_rate(target, "bf16", "ieee"))
         described = of_kernel(kernel, "x".join(map(str, launch.sizes())), kind)
-        resident = CHIPS[target].multiprocessors * max(1, int(described["blocks"]))
+        resident = rates_of(target).multiprocessors * max(1, int(described["blocks"]))
         rows.append(
             {**key_of(target, depth, loss, name), "launches": str(len(alike)), **described}
             | figures(
                 target,
                 products=sum(often * product.flop for often, product in taken) * programs / (2 * N * N * depth),
-                cycles={pipe: n * programs for pipe, n in cycles_of(target, work).items()},
+                cycles={pipe: n * programs for pipe, n in cycles.items()},
                 drams=[launch.dram(depth, resident, cache) * len(alike) for cache in caches_of(target)],
                 l2=(work.loaded + work.stored) * programs,
             )
@@ -147,14 +146,9 @@ def of_kernel(kernel: Compiled, tile: str, kind: str) -> Row:
     return {"tile": tile, "kind": kind} | {name: str(number) for name, number in numbers.items()}
 
 
-def cycles_of(target: str, work: Work) -> dict[str, float]:
-    tile = bounds.Tile(target, TilePlan(0, 0, 0, 0, 0, 0, False), 0, "bf16", "ieee", 2, 0)
-    return bounds._cycles(tile, work, matrix_rate(target, "bf16", "ieee"))
-
-
 def figures(target: str, products: float, cycles: dict[str, float], drams: Sequence[float], l2: float) -> Row:
     """Milliseconds and GB of the whole chip, from cycles of a multiprocessor and bytes."""
-    per_ms = CHIPS[target].multiprocessors * CHIPS[target].gigahertz * 1e6
+    per_ms = rates_of(target).multiprocessors * CHIPS[target].gigahertz * 1e6
     found = {pipe: cycles.get(pipe, 0) / per_ms for pipe in bounds.PIPES}
     found |= {"busiest": max(found.values()), "dram_GB": drams[0] / 1e9, "dram_least_GB": drams[1] / 1e9}
     found |= {"l2_GB": l2 / 1e9}
