@@ -49,13 +49,14 @@ inline std::vector<std::uint64_t> block_order(std::uint64_t count) {
   return order;
 }
 
+inline Report last_report;  // of the launch that ended last
+
 // Throws KernelFailure, a runtime_error that names the kernel, the block and the thread.
 template <typename... Parameters, typename... Arguments>
-Report launch(void (*kernel)(Parameters...), dim3 grid, dim3 shape, std::size_t shared_bytes,
-              Arguments&&... arguments) {
+Report launch_named(const std::string& name, void (*kernel)(Parameters...), dim3 grid, dim3 shape,
+                    std::size_t shared_bytes, Arguments&&... arguments) {
   static std::mutex one_at_a_time;
   const std::lock_guard lock(one_at_a_time);
-  const std::string name = kernel_name(reinterpret_cast<const void*>(kernel));
   require_launchable(name, grid, shape, shared_bytes);
   const std::tuple<Parameters...> parameters(std::forward<Arguments>(arguments)...);
   const std::function<void()> body = [&] { std::apply(kernel, parameters); };
@@ -74,7 +75,24 @@ Report launch(void (*kernel)(Parameters...), dim3 grid, dim3 shape, std::size_t 
     std::memset(shared.get(), poison, shared_bytes);
     running.run(blockIdx, static_cast<char*>(shared.get()), body);
   }
+  last_report = running.report;
   return running.report;
+}
+
+// launch(kernel, grid, block, shared_bytes, arguments...) finds the name of an exported kernel itself.
+template <typename... Parameters, typename... Arguments>
+Report launch(void (*kernel)(Parameters...), dim3 grid, dim3 shape, std::size_t shared_bytes,
+              Arguments&&... arguments) {
+  return launch_named(kernel_name(reinterpret_cast<const void*>(kernel)), kernel, grid, shape, shared_bytes,
+                      std::forward<Arguments>(arguments)...);
+}
+
+// launch<kernel>(name, grid, block, shared_bytes, stream, arguments...), for callers that also launch on a device;
+// the launch is over when this returns, whatever the stream.
+template <auto Kernel, typename... Arguments>
+Report launch(const char* name, dim3 grid, dim3 shape, std::size_t shared_bytes, void* /*stream*/,
+              Arguments&&... arguments) {
+  return launch_named(name, Kernel, grid, shape, shared_bytes, std::forward<Arguments>(arguments)...);
 }
 
 }  // namespace contrastile::host
