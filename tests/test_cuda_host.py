@@ -69,6 +69,24 @@ def test_blocks_sum_by_shuffles_shared_memory_and_atomics(kernels, schedule):
     assert total[0] == values.sum()
 
 
+def test_schedule_sets_the_order_of_blocks_and_threads(kernels):
+    def drawn(**schedule) -> np.ndarray:
+        tickets = np.zeros((6, 32), np.uint32)
+        kernels("tickets", tickets, np.zeros(1, np.uint32), numbers=(6,), **schedule)
+        assert (np.sort(tickets.ravel()) == np.arange(6 * 32)).all()
+        return tickets
+
+    in_turn = np.arange(6 * 32).reshape(6, 32)
+    assert (drawn() == in_turn).all()
+    assert (drawn(blocks="reversed") == in_turn[::-1]).all()
+    seeds = [drawn(blocks="random", random_threads=True, seed=seed) for seed in (1, 1, 2)]
+    assert (seeds[0] == seeds[1]).all()
+    for some in (seeds[0], seeds[2]):
+        assert (np.diff(some[:, 0] // 32) != 1).any()
+        assert (np.diff(some[0].astype(int)) != 1).any()
+    assert (seeds[0] != seeds[2]).any()
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_barrier_orders_what_threads_exchange(kernels, schedule):
     values, reversed_values = np.arange(64, dtype=np.int32), np.zeros(64, np.int32)
@@ -227,6 +245,12 @@ def test_waiting_one_stage_early_reads_poison(plain):
     pieces, got = np.ones((3, 64, 4), np.float32), np.zeros((3, 64, 4), np.float32)
     plain("copy_through_stages", got, pieces, numbers=(3, 16, 1))
     assert np.isnan(got[:2]).all()  # in the third step the first copy lands late, on the third's place
+
+
+def test_what_a_place_held_is_gone_once_the_next_copy_is_issued(plain):
+    pieces, got = np.ones((3, 64, 4), np.float32), np.zeros((3, 64, 4), np.float32)
+    plain("copy_through_stages", got, pieces, numbers=(3, 16, 4))
+    assert np.isnan(got[1]).all()
 
 
 @pytest.mark.parametrize(
@@ -459,6 +483,8 @@ def test_exp2_of_the_ends(plain):
     x = np.float32([-np.inf, np.inf, np.nan, 0.0, 1e-40, -127, -126, 128, 10])
     expected = np.float32([0, np.inf, np.nan, 1, 1, 0, 2.0**-126, np.inf, 1024])
     assert same_numbers(convert(plain, 0, x).view(np.float32), expected)
+    whole = np.arange(-126, 128).astype(np.float32)
+    assert same_numbers(convert(plain, 0, whole).view(np.float32), np.exp2(whole))
 
 
 # A kernel with all of it

@@ -18,6 +18,11 @@ __global__ void grid_sum(float* out, const float* in) {
     for (unsigned warp = 0; warp < blockDim.x / 32; ++warp) atomic_add(out, load_shared(partial + warp));
 }
 
+// What `counter` stood at when each thread came.
+__global__ void tickets(unsigned* drawn, unsigned* counter) {
+  drawn[blockIdx.x * blockDim.x + thread_id()] = atomic_add(counter, 1u);
+}
+
 // Every thread reads what its mirror image in the block wrote.
 enum Exchange { right, no_barrier, warp_barrier_only, one_thread_absent, two_places, exits_early, overwritten };
 __global__ void reverse(int* out, const int* in, int fault) {
@@ -84,7 +89,7 @@ __global__ void lanes(unsigned* out, int fault) {
 
 // Copies 16-byte pieces through two stages of shared memory; the last piece has `tail` bytes. Waiting one group too
 // few shows what is read before it has landed.
-enum Pipeline { waited, waits_one_stage_early, no_barrier_after_wait, never_waited };
+enum Pipeline { waited, waits_one_stage_early, no_barrier_after_wait, never_waited, reads_the_next_stage };
 __global__ void copy_through_stages(Vector16* out, const Vector16* in, int steps, int tail, int fault) {
   Vector16* stages = dynamic_shared<Vector16>();
   const int threads = static_cast<int>(blockDim.x), self = thread_id();
@@ -103,7 +108,8 @@ __global__ void copy_through_stages(Vector16* out, const Vector16* in, int steps
     else if (fault != never_waited)
       wait_group<1>();
     if (fault != no_barrier_after_wait) block_barrier();
-    store_global(out + step * threads + self, load_shared(stages + step % 2 * threads + (self ^ 1)));
+    const int stage_read = (fault == reads_the_next_stage ? step + 1 : step) % 2;
+    store_global(out + step * threads + self, load_shared(stages + stage_read * threads + (self ^ 1)));
     block_barrier();
   }
 }
