@@ -35,6 +35,7 @@ class Kernels:
     """run(kernel, arrays, numbers) of self_test_exports.h."""
 
     def __init__(self, checks: bool):
+        self.checks = checks
         self.library = host.Library(host.build([SOURCE], SANITIZER, checks))
 
     def __call__(self, name: str, *arrays: np.ndarray, numbers: tuple[int, ...] = (), **settings) -> host.Report:
@@ -229,6 +230,14 @@ def test_misplaced_access_fails(kernels, fault, message):
         host.KernelFailure, match=r"self_test::misplaced, block \(0, 0, 0\), thread \(4, 0, 0\): " + message
     ):
         kernels("misplaced", memory, numbers=(fault,))
+
+
+def test_each_block_starts_from_poison(kernels):
+    got = np.zeros((2, 32), np.float32)
+    report = kernels("half_written", got, np.arange(16, dtype=np.float32), numbers=(2,))
+    assert (got[:, :16] == np.arange(16)).all()
+    assert np.isnan(got[:, 16:]).all()
+    assert report.unwritten_bytes_read == (2 * 16 * 4 if kernels.checks else 0)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
@@ -501,7 +510,7 @@ def test_pipelined_products_give_row_sums(kernels, schedule):
     np.testing.assert_allclose(sums, expected, rtol=1e-5)
     assert report.matrix_products == 3 * (128 // 16) * (192 // 8) * (64 // 16)
     assert report.matrix_loads.conflicts == 0
-    assert report.copies_never_waited_for == 0
+    assert report.unwritten_bytes_read == report.copies_never_waited_for == 0
 
 
 @pytest.mark.skipif(bool(SANITIZER), reason="a bound for the plain build")
@@ -517,14 +526,14 @@ def test_three_products_of_256_rows_take_less_than_five_seconds(plain):
 
 def test_library_is_built_once(monkeypatch, tmp_path):
     monkeypatch.setattr(host, "BUILDS", tmp_path)
-    source = tmp_path / "empty.cu"
-    source.write_text('#include "device.h"\n')
+    source = tmp_path / "small.cu"
+    source.write_text("int first;")
     first = host.build([source])
     built = first.stat().st_mtime_ns
     assert host.build([source]) == first
     assert first.stat().st_mtime_ns == built
     assert host.build([source], checks=True) != first
-    source.write_text('#include "device.h"\nint changed;\n')
+    source.write_text("int second;")
     assert host.build([source]) != first
 
 
@@ -547,23 +556,38 @@ def test_same_kernels_compile_for_a_device(target, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(bool(SANITIZER), reason="this is that process")
-def test_everything_above_holds_under_sanitizers():
-    environment = {**os.environ, "CUDA_HOST_SANITIZER": host.SANITIZERS, **host.sanitizer_environment()}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--noconftest",
-        "-q",
-        "-m",
-        "not slow",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-    ]
-    done = subprocess.run(
-        command, env=environment, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=1200
+def sanitized(*command: str) -> subprocess.CompletedProcess[str]:
+    """python command..., with the kernels built under sanitizers."""
+    try:
+        environment = {**os.environ, "CUDA_HOST_SANITIZER": host.SANITIZERS, **host.sanitizer_environment()}
+    except RuntimeError as missing:
+        pytest.skip(str(missing))
+    return subprocess.run(
+        [sys.executable, *command],
+        env=environment,
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        timeout=1200,
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(SANITIZER), reason="starts a process of its own")
+def test_everything_above_holds_under_sanitizers():
+    done = sanitized("-m", "pytest", "--noconftest", "-q", "-m", "not slow", "-p", "no:cacheprovider", __file__)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(SANITIZER), reason="starts a process of its own")
+def test_sanitizer_names_the_kernel_that_reads_past_a_buffer():
+    program = """
+import numpy as np, test_cuda_host as tests
+too_short = np.zeros(5 * 96 - 1, np.float32)
+tests.Kernels(checks=False)("grid_sum", np.zeros(1, np.float32), too_short, numbers=(5, 96))
+"""
+    done = sanitized("-c", program)
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
+    assert "in self_test::grid_sum" in done.stderr

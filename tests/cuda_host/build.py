@@ -75,14 +75,14 @@ def build(sources: Sequence[Path], sanitizer: str = "", checks: bool = False) ->
 
 
 def sanitizer_environment(sanitizer: str = SANITIZERS) -> dict[str, str]:
-    """What a Python process needs in its environment before it can load a library built with `sanitizer`."""
+    """What a Python process needs in its environment before it can load a library built with `sanitizer`, by GCC."""
     names = {"address": "libasan.so", "undefined": "libubsan.so"}
-    runtimes = [
-        subprocess.run(
-            [str(compiler()), f"-print-file-name={names[each]}"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for each in sanitizer.split(",")
-    ]
+    runtimes = []
+    for each in sanitizer.split(","):
+        find = [str(compiler()), f"-print-file-name={names[each]}"]
+        runtimes.append(subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip())
+        if not Path(runtimes[-1]).is_absolute():
+            raise RuntimeError(f"{compiler()} has no {names[each]}")
     return {
         "LD_PRELOAD": " ".join(runtimes),
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1",  # Python's own leaks are not ours

@@ -42,6 +42,15 @@ __global__ void reverse(int* out, const int* in, int fault) {
   if (fault == overwritten) store_shared(values + self, 0);
 }
 
+// Only the first half of the lanes write what all read.
+__global__ void half_written(float* out, const float* in) {
+  float* values = dynamic_shared<float>();
+  if (lane_id() < 16) store_shared(values + lane_id(), load_global(in + lane_id()));
+  warp_barrier();
+  store_global(out + 32 * blockIdx.x + lane_id(), load_shared(values + lane_id()));
+  if (lane_id() >= 16) store_shared(values + lane_id(), 1.0f);
+}
+
 // Warp 0 fills what warp 1 reads, through barriers 1 (full) and 2 (free again).
 enum Handover { handed_over, never_full, half_a_warp, other_count, arrives_twice };
 __global__ void hand_over(int* out, int rounds, int fault) {

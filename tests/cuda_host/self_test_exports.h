@@ -24,6 +24,8 @@ inline const std::map<std::string, Case> cases = {
     {"grid_sum", [](void** b, const int* n) { launch(grid_sum, n[0], n[1], 128, as<float>(b[0]), as<float>(b[1])); }},
     {"tickets", [](void** b, const int* n) { launch(tickets, n[0], 32, 0, as<unsigned>(b[0]), as<unsigned>(b[1])); }},
     {"reverse", [](void** b, const int* n) { launch(reverse, 1, 64, 256, as<int>(b[0]), as<int>(b[1]), n[0]); }},
+    {"half_written",
+     [](void** b, const int* n) { launch(half_written, n[0], 32, 128, as<float>(b[0]), as<float>(b[1])); }},
     {"hand_over", [](void** b, const int* n) { launch(hand_over, 1, 96, 128, as<int>(b[0]), n[0], n[1]); }},
     {"lanes", [](void** b, const int* n) { launch(lanes, 1, 32, 0, as<unsigned>(b[0]), n[0]); }},
     {"copy_through_stages",
