@@ -69,13 +69,13 @@ struct Barrier {
 
 class Block {
  public:
-  Block(std::string kernel, dim3 shape, std::size_t shared_bytes, std::vector<Stack>& stacks)
+  Block(std::string kernel, dim3 shape, std::size_t bytes, std::vector<Stack>& stacks)
       : kernel_(std::move(kernel)),
         shape_(shape),
         threads(shape.x * shape.y * shape.z),
         warps(threads.size() / lanes_per_warp),
-        races(static_cast<int>(threads.size()), shared_bytes),
-        shared_bytes(shared_bytes),
+        races(static_cast<int>(threads.size()), bytes),
+        shared_bytes(bytes),
         stacks_(stacks),
         random_(settings.seed) {}
 
