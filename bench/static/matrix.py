@@ -45,7 +45,8 @@ ONE_DIRECTION = ("gradient guessed", "gradient repair")
 # without a cap there may be masses alone.
 FUSED = ("fused", "fused anchors", "fused candidates")
 FUSED_TERMS = ("rows", "capped", "masses", "groups")
-CROWDED_TERMS = ("capped", "masses", "groups")
+# That sums come with; the launch of "repair" takes the plan of the one before it.
+TERMS_WITH_SUMS = ("capped", "masses", "sums", "guessed", "repair")
 # What comes before and after the sweeps; the tiles of the two sweeps differ.
 AROUND = ("positives statistics", "positives gradient", "merge", "merge capped", "moments")
 SWEEPS = ("statistics", "gradient")  # of every depth and dtype
@@ -93,8 +94,10 @@ class Configuration:
         """None: the launcher does not start this."""
         described = self.target, DTYPES[self.dtype].itemsize * 8, self.depth, self.aligned
         if self.kernel == "fused":
-            return gradient_plan(*described, crowded=self.terms in CROWDED_TERMS)
-        return tile_plan("statistics" if self.sweep in (*STATISTICS, *AROUND[::2]) else "gradient", *described)
+            return gradient_plan(*described, crowded=self.terms in (*TERMS_WITH_SUMS, "groups"))
+        if self.sweep in (*STATISTICS, "positives statistics", "merge"):
+            return tile_plan("statistics", *described, crowded=self.terms == "ranks")
+        return tile_plan("gradient", *described, crowded=self.terms in TERMS_WITH_SUMS or self.sweep in AROUND)
 
 
 def bounded_configurations(targets: tuple[str, ...] = TARGETS) -> Iterator[Configuration]:
@@ -120,9 +123,18 @@ def covering_configurations() -> Iterator[Configuration]:
         yield from _launched([Configuration(target, "fused candidates capped", "fp16", 128)])
         for sweep in AROUND:
             yield Configuration(target, sweep, "bf16", 512)
-    yield Configuration("sm_90", "gradient capped", "fp16", 512)
+    # What takes the most registers: all sums, ranks, groups, pointers.
+    for target in ("sm_80", "sm_86", "sm_90"):
+        yield Configuration(target, "gradient capped", "fp16", 512)
+    yield Configuration("sm_80", "statistics rows", "fp32", 512, "tf32")
+    yield Configuration("sm_80", "gradient guessed", "fp32", 512, "ieee")
+    yield Configuration("sm_86", "gradient groups", "bf16", 512)
+    yield Configuration("sm_90", "statistics ranks", "bf16", 512)
     yield Configuration("sm_90", "statistics groups", "bf16", 512, aligned=False)
     yield Configuration("sm_100", "gradient", "bf16", 64)
+    yield Configuration("sm_100", "gradient capped", "fp32", 512, "tf32")
+    yield Configuration("sm_100", "gradient capped", "bf16", 512, aligned=False)
+    yield Configuration("sm_120", "statistics", "bf16", 512, aligned=False)
     yield Configuration("sm_120", "statistics ranks", "fp32", 256, "ieee")
 
 
@@ -134,12 +146,13 @@ def all_configurations(targets: tuple[str, ...] = TARGETS) -> Iterator[Configura
                 for dtype in DTYPES:
                     for precision in PRECISIONS if dtype == "fp32" else PRECISIONS[-1:]:
                         yield Configuration(target, sweep, dtype, depth, precision)
-                if Configuration(target, sweep, "bf16", depth).plan.descriptors:
-                    yield Configuration(target, sweep, "bf16", depth, aligned=False)
+                yield Configuration(target, sweep, "bf16", depth, aligned=False)
         for sweep in (*STATISTICS, *GRADIENTS):
             if sweep not in SWEEPS:
                 yield Configuration(target, sweep, "bf16", 512)
-                yield Configuration(target, sweep, "fp32", 512, "tf32")
+                yield Configuration(target, sweep, "bf16", 512, aligned=False)
+                for precision in PRECISIONS:
+                    yield Configuration(target, sweep, "fp32", 512, precision)
         for sweep in ONE_DIRECTION:
             for precision in PRECISIONS:
                 yield Configuration(target, sweep, "fp32", 512, precision)
