@@ -63,7 +63,7 @@ SMALLEST_DEPTH = 16  # of a matrix instruction's operands
 
 def tile_plan(sweep: str, target: str, bits: int, depth: int, descriptors: bool, crowded: bool) -> TilePlan:
     """Tiles of a sweep ("statistics" or "gradient") for a target ("interpreter", "sm_90", "gfx942", ...) and the bits
-    of an input element. `crowded`: whether ranks or sums on the way take registers too.
+    of an input element. `crowded`: whether ranks, sums on the way or groups take registers too.
     """
     forms = [f"{sweep} crowded"] * crowded + [sweep, "tiles"]
     if not descriptors:  # pointers to load from take registers too
@@ -74,7 +74,7 @@ def tile_plan(sweep: str, target: str, bits: int, depth: int, descriptors: bool,
     return replace(plan, block_depth=block_depth, descriptors=descriptors and plan.descriptors)
 
 
-MOST_FUSED_FEATURES = 256  # whose gradient fits into registers beside a tile of logits
+MOST_FUSED_FEATURES = 128  # beyond these a strip is estimated to serve better (docs/kernels.md)
 
 
 def gradient_plan(target: str, bits: int, depth: int, descriptors: bool, crowded: bool) -> TilePlan | None:
@@ -125,9 +125,11 @@ _TILES = {
     ("tiles", "int", 16): TilePlan(64, 128, 64, 2, 4, 1, False),
     ("tiles", "int", 32): TilePlan(128, 64, 64, 2, 4, 1, False),
     ("tiles", "sm_80", 16): TilePlan(128, 128, 32, 8, 8, 3, False),
-    ("tiles", "sm_80+", 16): TilePlan(128, 64, 64, 8, 4, 3, False),
+    ("tiles", "sm_80+", 16): TilePlan(128, 64, 32, 8, 4, 3, False),
+    ("gradient", "sm_86", 16): TilePlan(128, 128, 32, 8, 8, 3, False),
+    ("gradient", "sm_120", 16): TilePlan(128, 64, 32, 8, 8, 3, False),
     ("tiles", "sm_80+", 32): TilePlan(64, 64, 32, 8, 4, 3, False),
-    ("statistics", "sm_80", 32): TilePlan(64, 64, 16, 8, 4, 3, False),
+    ("statistics", "sm_80", 32): TilePlan(64, 64, 32, 8, 4, 4, False),
     ("gradient crowded", "sm_80", 32): TilePlan(64, 64, 16, 8, 4, 3, False),
     ("statistics pointers", "sm_80+", 16): TilePlan(128, 64, 32, 8, 8, 3, False),
     ("gradient crowded", "sm_80+", 16): TilePlan(128, 64, 64, 8, 8, 3, False),
@@ -151,56 +153,41 @@ _TILES = {
 _FUSED: dict[tuple[str, str, int], tuple[TilePlan, ...]] = {
     ("fused", "int", 16): (TilePlan(64, 128, MOST_FUSED_FEATURES, 1, 4, 1, False),),
     ("fused", "int", 32): (TilePlan(128, 64, MOST_FUSED_FEATURES, 1, 4, 1, False),),
-    ("fused", "sm_80", 16): (
-        TilePlan(64, 32, 128, 1, 4, 3, False),
-        TilePlan(64, 32, 256, 1, 8, 3, False),
-    ),
+    ("fused", "sm_80", 16): (TilePlan(64, 32, 128, 1, 4, 3, False),),
     ("fused", "sm_80+", 16): (
         TilePlan(64, 32, 64, 1, 4, 3, False),
         TilePlan(64, 64, 128, 1, 8, 3, False),
-        TilePlan(32, 32, 256, 1, 8, 3, False),
     ),
     ("fused", "sm_120", 16): (
         TilePlan(32, 32, 16, 1, 4, 3, False),
         TilePlan(64, 32, 128, 1, 4, 3, False),
-        TilePlan(64, 32, 256, 1, 8, 3, False),
     ),
     ("fused", "sm_90", 16): (
         TilePlan(64, 64, 64, 1, 4, 3, True),
         TilePlan(64, 32, 128, 1, 4, 3, True),
-        TilePlan(64, 64, 256, 1, 8, 3, True),
     ),
     ("fused", "sm_90+", 16): (
         TilePlan(64, 64, 64, 1, 4, 2, True),
-        TilePlan(64, 64, 256, 1, 8, 2, True),
+        TilePlan(64, 64, 128, 1, 8, 2, True),
     ),
-    ("fused", "gfx", 16): (
-        TilePlan(128, 64, 128, 1, 4, 1, False),
-        TilePlan(64, 64, 256, 1, 4, 1, False),
-    ),
+    ("fused", "gfx", 16): (TilePlan(128, 64, 128, 1, 4, 1, False),),
     # With masses and the statistics of both sides beside a tile, or with groups: what does not spill then.
     ("fused crowded", "sm_80", 16): (
         TilePlan(64, 32, 64, 1, 4, 3, False),
         TilePlan(64, 64, 128, 1, 8, 3, False),
-        TilePlan(32, 32, 256, 1, 8, 3, False),
     ),
     ("fused crowded", "sm_80+", 16): (
         TilePlan(64, 32, 64, 1, 4, 3, False),
         TilePlan(64, 32, 128, 1, 8, 3, False),
-        TilePlan(32, 32, 256, 1, 8, 3, False),
     ),
     ("fused crowded", "sm_120", 16): (
         TilePlan(64, 32, 64, 1, 4, 3, False),
         TilePlan(32, 64, 128, 1, 8, 3, False),
-        TilePlan(32, 32, 256, 1, 8, 3, False),
     ),
-    ("fused crowded", "sm_90", 16): (
-        TilePlan(64, 32, 128, 1, 4, 3, True),
-        TilePlan(64, 32, 256, 1, 8, 3, True),
-    ),
+    ("fused crowded", "sm_90", 16): (TilePlan(64, 32, 128, 1, 4, 3, True),),
     ("fused crowded", "sm_90+", 16): (),
     ("fused crowded", "gfx", 16): (
         TilePlan(128, 64, 64, 1, 4, 1, False),
-        TilePlan(64, 64, 256, 1, 4, 1, False),
+        TilePlan(64, 64, 128, 1, 4, 1, False),
     ),
 }

@@ -1,7 +1,7 @@
 """Triton backend: both sweeps on NVIDIA and AMD devices, by the kernels in contrastile.kernels.
 
     pair_stats  statistics kernel, window by window of pairs
-    pair_grad   fused gradient kernel for at most 256 features, else a strip of coefficients and the vendor's GEMM
+    pair_grad   fused gradient kernel for at most 128 features, else a strip of coefficients and the vendor's GEMM
 
 Windows bound the memory for any N and M; the strip is at most half of the workspace. Nothing here waits for the
 device, and under torch.use_deterministic_algorithms no sum depends on the order in which programs run.

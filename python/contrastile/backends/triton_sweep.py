@@ -147,7 +147,7 @@ def statistics_plan(problem: PairProblem, ranks: bool) -> TilePlan:
 
 def strip_plan(problem: PairProblem, sums: bool) -> TilePlan:
     """Plan of the kernel that fills a strip with coefficients, with or without sums on the way."""
-    return tile_plan("gradient", *_described(problem), crowded=sums)
+    return tile_plan("gradient", *_described(problem), crowded=sums or problem.row_groups is not None)
 
 
 def fused_plan(problem: PairProblem, sums: bool) -> TilePlan | None:
