@@ -55,7 +55,7 @@ def examine(configurations: Sequence[Configuration]) -> tuple[list[Row], list[st
             if configuration.is_bounded:
                 rows.append(row_of(configuration))
         except RuntimeError as error:
-            faults.append(str(error))
+            faults.append(f"{configuration}: {str(error).removeprefix(f'{configuration}: ')}")
     return rows, faults
 
 
