@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import isqrt
+from typing import TypeVar
 
 from contrastile.kernels.tiles import Window
 
@@ -60,18 +61,20 @@ def window_plan(rows: int, cols: int, most_pairs: int, multiple: int, triangle: 
 SMALLEST_DEPTH = 16  # of a matrix instruction's operands
 
 
-def tile_plan(sweep: str, target: str, bits: int, depth: int, descriptors: bool) -> TilePlan:
+def tile_plan(sweep: str, target: str, bits: int, depth: int, descriptors: bool, crowded: bool) -> TilePlan:
     """Tiles of a sweep ("statistics" or "gradient") for a target ("interpreter", "sm_90", "gfx942", ...) and the bits
-    of an input element.
+    of an input element. `crowded`: whether ranks, sums on the way or groups take registers too.
     """
-    plan = _PLANS_BY_SWEEP.get((sweep, target, bits))
-    if plan is None or (plan.descriptors and not descriptors):  # pointers to load from take registers too
-        plan = _PLANS[_family(target), bits]
+    forms = [f"{sweep} crowded"] * crowded + [sweep, "tiles"]
+    if not descriptors:  # pointers to load from take registers too
+        forms.insert(0, f"{sweep} pointers")
+    plan = _first(_TILES, forms, target, bits)
+    assert plan is not None
     block_depth = max(SMALLEST_DEPTH, min(plan.block_depth, 1 << (depth - 1).bit_length()))
     return replace(plan, block_depth=block_depth, descriptors=descriptors and plan.descriptors)
 
 
-MOST_FUSED_FEATURES = 256  # whose gradient fits into registers beside a tile of logits
+MOST_FUSED_FEATURES = 128  # beyond these a strip is estimated to serve better (docs/kernels.md)
 
 
 def gradient_plan(target: str, bits: int, depth: int, descriptors: bool, crowded: bool) -> TilePlan | None:
@@ -81,10 +84,18 @@ def gradient_plan(target: str, bits: int, depth: int, descriptors: bool, crowded
     if not descriptors and target != "interpreter":
         return None  # such rows are read by the element, and here again for every block of the other side
     block_depth = max(SMALLEST_DEPTH, 1 << (depth - 1).bit_length())
-    table = _FUSED | _CROWDED if crowded else _FUSED
-    plans = table.get((target, bits), table.get((_family(target), bits), ()))
+    plans = _first(_FUSED, ["fused crowded"] * crowded + ["fused"], target, bits) or ()
     plan = next((plan for plan in plans if block_depth <= plan.block_depth), None)
     return None if plan is None else replace(plan, block_depth=block_depth)
+
+
+Found = TypeVar("Found")
+
+
+def _first(table: dict[tuple[str, str, int], Found], forms: list[str], target: str, bits: int) -> Found | None:
+    """By the first form that has a row for the target, or else for its family."""
+    keys = ((form, place, bits) for form in forms for place in (target, _family(target)))
+    return next((table[key] for key in keys if key in table), None)
 
 
 def _family(target: str) -> str:
@@ -108,85 +119,75 @@ def neighbours(plan: TilePlan) -> list[TilePlan]:
     return found + [replace(plan, num_stages=n) for n in (plan.num_stages - 1, plan.num_stages + 1) if n >= 1]
 
 
-# Rows x columns x features of a tile, group, warps, stages, descriptors.
-_PLANS = {
-    ("int", 16): TilePlan(64, 128, 64, 2, 4, 1, False),
-    ("int", 32): TilePlan(128, 64, 64, 2, 4, 1, False),
-    ("sm_80+", 16): TilePlan(128, 128, 32, 8, 8, 3, False),
-    ("sm_80+", 32): TilePlan(64, 64, 32, 8, 4, 3, False),
-    ("sm_90+", 16): TilePlan(128, 128, 64, 8, 8, 3, True),
-    ("sm_90+", 32): TilePlan(64, 64, 32, 8, 4, 3, False),
-    ("gfx", 16): TilePlan(128, 128, 64, 8, 8, 2, False),
-    ("gfx", 32): TilePlan(64, 64, 32, 8, 4, 2, False),
-}
-
-# Where a sweep's own tiles have a better bound (docs/kernels.md), or would spill registers in those above: coefficients
-# and their sums take more than the statistics do.
-_PLANS_BY_SWEEP = {
+# Rows x columns x features of a tile, group, warps, stages, descriptors. A sweep has rows of its own where its bound is
+# better by them (docs/kernels.md), or where registers would spill in those for all tiles.
+_TILES = {
+    ("tiles", "int", 16): TilePlan(64, 128, 64, 2, 4, 1, False),
+    ("tiles", "int", 32): TilePlan(128, 64, 64, 2, 4, 1, False),
+    ("tiles", "sm_80", 16): TilePlan(128, 128, 32, 8, 8, 3, False),
+    ("tiles", "sm_80+", 16): TilePlan(128, 64, 32, 8, 4, 3, False),
+    ("gradient", "sm_86", 16): TilePlan(128, 128, 32, 8, 8, 3, False),
+    ("gradient", "sm_120", 16): TilePlan(128, 64, 32, 8, 8, 3, False),
+    ("tiles", "sm_80+", 32): TilePlan(64, 64, 32, 8, 4, 3, False),
+    ("statistics", "sm_80", 32): TilePlan(64, 64, 32, 8, 4, 4, False),
+    ("gradient crowded", "sm_80", 32): TilePlan(64, 64, 16, 8, 4, 3, False),
+    ("statistics pointers", "sm_80+", 16): TilePlan(128, 64, 32, 8, 8, 3, False),
+    ("gradient crowded", "sm_80+", 16): TilePlan(128, 64, 64, 8, 8, 3, False),
+    ("gradient pointers", "sm_80+", 16): TilePlan(128, 64, 64, 8, 8, 3, False),
+    ("tiles", "sm_90+", 16): TilePlan(128, 128, 64, 8, 8, 3, True),
+    ("tiles", "sm_90+", 32): TilePlan(64, 64, 32, 8, 4, 3, False),
     ("statistics", "sm_90", 16): TilePlan(128, 128, 64, 8, 4, 3, True),
+    ("statistics crowded", "sm_90", 16): TilePlan(128, 128, 64, 8, 8, 3, True),
+    ("statistics pointers", "sm_90+", 16): TilePlan(128, 128, 64, 8, 8, 3, False),
     ("gradient", "sm_90", 16): TilePlan(64, 128, 64, 8, 4, 4, True),
     ("gradient", "sm_100", 16): TilePlan(128, 64, 64, 8, 8, 4, True),
-    ("gradient", "sm_120", 16): TilePlan(128, 64, 32, 8, 8, 3, False),
+    ("gradient crowded", "sm_90+", 16): TilePlan(128, 64, 64, 8, 8, 4, True),
+    ("gradient pointers", "sm_90+", 16): TilePlan(128, 64, 64, 8, 8, 3, False),
+    ("gradient crowded", "sm_100", 32): TilePlan(128, 64, 32, 8, 8, 3, False),
+    ("tiles", "gfx", 16): TilePlan(128, 128, 64, 8, 8, 2, False),
+    ("tiles", "gfx", 32): TilePlan(64, 64, 32, 8, 4, 2, False),
 }
 
 # The same for the fused kernel, by most features. It has no groups: each program walks a whole line of tiles. In
 # float32 without TF32 a product runs on the general units, where the vendor's are better: the strip.
-_FUSED: dict[tuple[str, int], tuple[TilePlan, ...]] = {
-    ("int", 16): (TilePlan(64, 128, MOST_FUSED_FEATURES, 1, 4, 1, False),),
-    ("int", 32): (TilePlan(128, 64, MOST_FUSED_FEATURES, 1, 4, 1, False),),
-    ("sm_80", 16): (
-        TilePlan(64, 32, 128, 1, 4, 3, False),
-        TilePlan(64, 32, 256, 1, 8, 3, False),
-    ),
-    ("sm_80+", 16): (
+_FUSED: dict[tuple[str, str, int], tuple[TilePlan, ...]] = {
+    ("fused", "int", 16): (TilePlan(64, 128, MOST_FUSED_FEATURES, 1, 4, 1, False),),
+    ("fused", "int", 32): (TilePlan(128, 64, MOST_FUSED_FEATURES, 1, 4, 1, False),),
+    ("fused", "sm_80", 16): (TilePlan(64, 32, 128, 1, 4, 3, False),),
+    ("fused", "sm_80+", 16): (
         TilePlan(64, 32, 64, 1, 4, 3, False),
         TilePlan(64, 64, 128, 1, 8, 3, False),
-        TilePlan(32, 32, 256, 1, 8, 3, False),
     ),
-    ("sm_120", 16): (
+    ("fused", "sm_120", 16): (
         TilePlan(32, 32, 16, 1, 4, 3, False),
         TilePlan(64, 32, 128, 1, 4, 3, False),
-        TilePlan(64, 32, 256, 1, 8, 3, False),
     ),
-    ("sm_90", 16): (
+    ("fused", "sm_90", 16): (
         TilePlan(64, 64, 64, 1, 4, 3, True),
         TilePlan(64, 32, 128, 1, 4, 3, True),
-        TilePlan(64, 64, 256, 1, 8, 3, True),
     ),
-    ("sm_90+", 16): (
+    ("fused", "sm_90+", 16): (
         TilePlan(64, 64, 64, 1, 4, 2, True),
-        TilePlan(64, 64, 256, 1, 8, 2, True),
+        TilePlan(64, 64, 128, 1, 8, 2, True),
     ),
-    ("gfx", 16): (
-        TilePlan(128, 64, 128, 1, 4, 1, False),
-        TilePlan(64, 64, 256, 1, 4, 1, False),
-    ),
-}
-
-# With masses and the statistics of both sides beside a tile, or with groups: what does not spill then.
-_CROWDED: dict[tuple[str, int], tuple[TilePlan, ...]] = {
-    ("sm_80", 16): (
+    ("fused", "gfx", 16): (TilePlan(128, 64, 128, 1, 4, 1, False),),
+    # With masses and the statistics of both sides beside a tile, or with groups: what does not spill then.
+    ("fused crowded", "sm_80", 16): (
         TilePlan(64, 32, 64, 1, 4, 3, False),
         TilePlan(64, 64, 128, 1, 8, 3, False),
-        TilePlan(32, 32, 256, 1, 8, 3, False),
     ),
-    ("sm_80+", 16): (
+    ("fused crowded", "sm_80+", 16): (
         TilePlan(64, 32, 64, 1, 4, 3, False),
         TilePlan(64, 32, 128, 1, 8, 3, False),
-        TilePlan(32, 32, 256, 1, 8, 3, False),
     ),
-    ("sm_120", 16): (
+    ("fused crowded", "sm_120", 16): (
         TilePlan(64, 32, 64, 1, 4, 3, False),
         TilePlan(32, 64, 128, 1, 8, 3, False),
-        TilePlan(32, 32, 256, 1, 8, 3, False),
     ),
-    ("sm_90", 16): (
-        TilePlan(64, 32, 128, 1, 4, 3, True),
-        TilePlan(64, 32, 256, 1, 8, 3, True),
-    ),
-    ("sm_90+", 16): (),
-    ("gfx", 16): (
+    ("fused crowded", "sm_90", 16): (TilePlan(64, 32, 128, 1, 4, 3, True),),
+    ("fused crowded", "sm_90+", 16): (),
+    ("fused crowded", "gfx", 16): (
         TilePlan(128, 64, 64, 1, 4, 1, False),
-        TilePlan(64, 64, 256, 1, 4, 1, False),
+        TilePlan(64, 64, 128, 1, 4, 1, False),
     ),
 }

@@ -17,7 +17,7 @@ from contrastile.backends.triton_tuning import tuned
 from contrastile.kernels.plans import TilePlan, neighbours, tile_plan
 from triton.runtime.errors import OutOfResources
 
-TABLE = tile_plan("statistics", "sm_90", 16, 512, True)
+TABLE = tile_plan("statistics", "sm_90", 16, 512, True, crowded=False)
 BEST = neighbours(TABLE)[2]
 
 

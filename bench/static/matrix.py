@@ -27,7 +27,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 TARGETS = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942")
 DEPTHS = (64, 128, 256, 384, 512, 768, 1024, 1536)
 FUSED_DEPTHS = tuple(depth for depth in DEPTHS if depth <= MOST_FUSED_FEATURES)
-ODD_FUSED_DEPTHS = (16, 32, 192)  # the smallest blocks of features, and one that is not full
+ODD_FUSED_DEPTHS = (16, 32, 96)  # the smallest blocks of features, and one that is not full
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PRECISIONS = ("tf32", "ieee")  # of float32 products; 16-bit ones have but one
 ROWS = 32768  # of X and of Y
@@ -45,14 +45,15 @@ ONE_DIRECTION = ("gradient guessed", "gradient repair")
 # without a cap there may be masses alone.
 FUSED = ("fused", "fused anchors", "fused candidates")
 FUSED_TERMS = ("rows", "capped", "masses", "groups")
-CROWDED_TERMS = ("capped", "masses", "groups")
+# That sums come with; the launch of "repair" takes the plan of the one before it.
+TERMS_WITH_SUMS = ("capped", "masses", "sums", "guessed", "repair")
 # What comes before and after the sweeps; the tiles of the two sweeps differ.
 AROUND = ("positives statistics", "positives gradient", "merge", "merge capped", "moments")
 SWEEPS = ("statistics", "gradient")  # of every depth and dtype
 BOUNDED = ("statistics", "gradient", "fused")  # kernels with a bound
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Configuration:
     """One launch of a kernel."""
 
@@ -62,6 +63,7 @@ class Configuration:
     depth: int
     precision: str = "ieee"  # of float32 products
     aligned: bool = True  # whether tensor descriptors fit the embeddings
+    tried: TilePlan | None = None  # in place of the launcher's plan
 
     def __str__(self) -> str:
         precision = f" {self.precision}" if self.dtype == "fp32" else ""
@@ -91,10 +93,15 @@ class Configuration:
     @property
     def plan_if_any(self) -> TilePlan | None:
         """None: the launcher does not start this."""
+        if self.tried is not None:
+            return self.tried
         described = self.target, DTYPES[self.dtype].itemsize * 8, self.depth, self.aligned
         if self.kernel == "fused":
-            return gradient_plan(*described, crowded=self.terms in CROWDED_TERMS)
-        return tile_plan("statistics" if self.sweep in (*STATISTICS, *AROUND[::2]) else "gradient", *described)
+            return gradient_plan(*described, crowded=self.terms in (*TERMS_WITH_SUMS, "groups"))
+        if self.sweep in (*STATISTICS, "positives statistics", "merge"):
+            return tile_plan("statistics", *described, crowded=self.terms == "ranks")
+        crowded = self.terms in (*TERMS_WITH_SUMS, "groups") or self.sweep in AROUND
+        return tile_plan("gradient", *described, crowded=crowded)
 
 
 def bounded_configurations(targets: tuple[str, ...] = TARGETS) -> Iterator[Configuration]:
@@ -113,16 +120,25 @@ def covering_configurations() -> Iterator[Configuration]:
     for target in TARGETS:
         yield Configuration(target, "statistics", "bf16", 512)
         yield Configuration(target, "gradient", "bf16", 1024)
-        yield from _launched(Configuration(target, "fused", "bf16", depth) for depth in (64, 256))
+        yield from _launched(Configuration(target, "fused", "bf16", depth) for depth in FUSED_DEPTHS)
     for target in ("sm_80", "sm_90", "gfx942"):
         yield Configuration(target, "statistics", "fp32", 512, "tf32")
         yield Configuration(target, "gradient repair", "fp32", 512, "tf32")
         yield from _launched([Configuration(target, "fused candidates capped", "fp16", 128)])
         for sweep in AROUND:
             yield Configuration(target, sweep, "bf16", 512)
-    yield Configuration("sm_90", "gradient capped", "fp16", 512)
+    # What takes the most registers: all sums, ranks, groups, pointers.
+    for target in ("sm_80", "sm_86", "sm_90"):
+        yield Configuration(target, "gradient capped", "fp16", 512)
+    yield Configuration("sm_80", "statistics rows", "fp32", 512, "tf32")
+    yield Configuration("sm_80", "gradient guessed", "fp32", 512, "ieee")
+    yield Configuration("sm_86", "gradient groups", "bf16", 512)
+    yield Configuration("sm_90", "statistics ranks", "bf16", 512)
     yield Configuration("sm_90", "statistics groups", "bf16", 512, aligned=False)
     yield Configuration("sm_100", "gradient", "bf16", 64)
+    yield Configuration("sm_100", "gradient capped", "fp32", 512, "tf32")
+    yield Configuration("sm_100", "gradient capped", "bf16", 512, aligned=False)
+    yield Configuration("sm_120", "statistics", "bf16", 512, aligned=False)
     yield Configuration("sm_120", "statistics ranks", "fp32", 256, "ieee")
 
 
@@ -134,12 +150,13 @@ def all_configurations(targets: tuple[str, ...] = TARGETS) -> Iterator[Configura
                 for dtype in DTYPES:
                     for precision in PRECISIONS if dtype == "fp32" else PRECISIONS[-1:]:
                         yield Configuration(target, sweep, dtype, depth, precision)
-                if Configuration(target, sweep, "bf16", depth).plan.descriptors:
-                    yield Configuration(target, sweep, "bf16", depth, aligned=False)
+                yield Configuration(target, sweep, "bf16", depth, aligned=False)
         for sweep in (*STATISTICS, *GRADIENTS):
             if sweep not in SWEEPS:
                 yield Configuration(target, sweep, "bf16", 512)
-                yield Configuration(target, sweep, "fp32", 512, "tf32")
+                yield Configuration(target, sweep, "bf16", 512, aligned=False)
+                for precision in PRECISIONS:
+                    yield Configuration(target, sweep, "fp32", 512, precision)
         for sweep in ONE_DIRECTION:
             for precision in PRECISIONS:
                 yield Configuration(target, sweep, "fp32", 512, precision)

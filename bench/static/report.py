@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import sys
+import time
+from collections.abc import Iterable, Sequence
 
 from contrastile.bench.static.checks import faults_of
 from contrastile.bench.static.matrix import (
@@ -18,11 +20,14 @@ from contrastile.bench.static.table import COMMITTED, Row, is_kept, print_rows, 
 
 def report(which: str, targets: tuple[str, ...] = TARGETS, write: bool = False) -> int:
     """`which`: "few", "table" or "all". Returns 1 where a kernel has a fault or, unless writing, a bound fell."""
-    rows, faults = examine(_configurations(which, targets))
+    configurations = list(_configurations(which, targets))
+    rows, faults = examine(configurations)
     print_rows(rows)
     print("\ncycles of a multiprocessor for one tile, by pipe: a bound, no prediction (docs/kernels.md)")
     for line in faults:
         print(f"fault: {line}")
+    spilling = sum(": spills " in line for line in faults)
+    print(f"{len(configurations)} configurations: {spilling} spill registers, {len(faults)} faults")
     kept = [row for row in rows if is_kept(row)]
     if write:
         others = [row for row in read_rows() if row["target"] not in targets] if COMMITTED.exists() else []
@@ -36,16 +41,21 @@ def report(which: str, targets: tuple[str, ...] = TARGETS, write: bool = False) 
     return bool(faults or fallen)
 
 
-def examine(configurations: Iterable[Configuration]) -> tuple[list[Row], list[str]]:
+def examine(configurations: Sequence[Configuration]) -> tuple[list[Row], list[str]]:
     """Rows of the kernels with a bound and faults of all, in words; that a kernel does not compile is a fault too."""
-    rows, faults = [], []
-    for configuration in configurations:
+    rows: list[Row] = []
+    faults: list[str] = []
+    begin, before = time.monotonic(), ""
+    for done, configuration in enumerate(configurations):
+        if configuration.target != before:
+            before = configuration.target
+            print(f"{time.monotonic() - begin:5.0f} s, {done} of {len(configurations)}: {before}", file=sys.stderr)
         try:
             faults += [f"{configuration}: {fault}" for fault in faults_of(configuration)]
             if configuration.is_bounded:
                 rows.append(row_of(configuration))
         except RuntimeError as error:
-            faults.append(str(error))
+            faults.append(f"{configuration}: {str(error).removeprefix(f'{configuration}: ')}")
     return rows, faults
 
 
@@ -55,6 +65,7 @@ def _configurations(which: str, targets: tuple[str, ...]) -> Iterable[Configurat
     if which == "table":
         return bounded_configurations(targets)
     if which == "all":
-        # Those of the table come twice, compiled once.
-        return dict.fromkeys(itertools.chain(bounded_configurations(targets), all_configurations(targets)))
+        # Those of the table come twice, compiled once; target by target.
+        both = itertools.chain(bounded_configurations(targets), all_configurations(targets))
+        return sorted(dict.fromkeys(both), key=lambda c: targets.index(c.target))
     raise ValueError(f"which is {which!r}: expected few, table or all")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 
+import triton
 from contrastile.bench.static.bounds import PIPES, Bound
 from contrastile.bench.static.compile import Compiled
 from contrastile.bench.static.matrix import TARGETS, Configuration, bound, bounded_configurations, compiled
@@ -19,10 +20,10 @@ COLUMNS = (
     *KEY,
     *("tile", "warps", "stages", "held", "kind", "registers", "spilled", "shared_bytes", "blocks"),
     *PIPES,
-    *("pipe", *BOUNDS, "l2_demand", "dram_demand"),
+    *("pipe", *BOUNDS, "l2_demand", "dram_demand", "triton"),
 )
 # What a terminal has room for.
-PRINTED = tuple(c for c in COLUMNS if c not in ("stages", "held", "shared_bytes"))
+PRINTED = tuple(c for c in COLUMNS if c not in ("stages", "held", "shared_bytes", "triton"))
 
 Row = dict[str, str]
 
@@ -56,6 +57,7 @@ def _of_kernel(kernel: Compiled, found: Bound) -> Row:
         "one_block_share": f"{found.peak_share_of_one_block:.3f}",
         "l2_demand": f"{found.l2_demand:.0f}",
         "dram_demand": f"{found.dram_demand:.2f}",
+        "triton": triton.__version__,
     }
 
 

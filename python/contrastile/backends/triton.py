@@ -1,7 +1,7 @@
 """Triton backend: both sweeps on NVIDIA and AMD devices, by the kernels in contrastile.kernels.
 
     pair_stats  statistics kernel, window by window of pairs
-    pair_grad   fused gradient kernel for at most 256 features, else a strip of coefficients and the vendor's GEMM
+    pair_grad   fused gradient kernel for at most 128 features, else a strip of coefficients and the vendor's GEMM
 
 Windows bound the memory for any N and M; the strip is at most half of the workspace. Nothing here waits for the
 device, and under torch.use_deterministic_algorithms no sum depends on the order in which programs run.
@@ -49,7 +49,7 @@ def unavailable_reason() -> str | None:
 
 
 def positive_logits(problem: PairProblem) -> Tensor:
-    found = Sweep(problem, statistics_plan(problem)).positives()
+    found = Sweep(problem, statistics_plan(problem, ranks=False)).positives()
     assert found is not None
     return found
 
@@ -61,7 +61,7 @@ def pair_stats(problem: PairProblem, *, columns: bool = False, ranks: bool = Fal
     def run(plan: TilePlan) -> PairStats:
         return _pair_stats(Sweep(problem, plan), columns, ranks)
 
-    return run(tuned("statistics", problem, statistics_plan(problem), run))
+    return run(tuned("statistics", problem, statistics_plan(problem, ranks), run))
 
 
 def _pair_stats(sweep: Sweep, columns: bool, ranks: bool) -> PairStats:
@@ -77,7 +77,7 @@ def _pair_stats(sweep: Sweep, columns: bool, ranks: bool) -> PairStats:
 
 
 def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, needs: GradNeeds) -> PairGrads:
-    sweep = Sweep(problem, strip_plan(problem))
+    sweep = Sweep(problem, strip_plan(problem, sums=True))
     if isinstance(weights, GivenWeights):
         new_totals = partial(Totals.of_gradients, problem, weights, needs.stats)
         grads, totals = _given_grad(problem, weights, largest_coefficient(weights), needs, new_totals)
@@ -130,4 +130,4 @@ def _given_grad(
 
     if fused is not None:
         return run(tuned("fused gradient", problem, fused, run))
-    return run(tuned("gradient", problem, strip_plan(problem), run))
+    return run(tuned("gradient", problem, strip_plan(problem, sums), run))

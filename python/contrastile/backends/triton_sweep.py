@@ -141,13 +141,13 @@ def launch_options(num_warps: int, num_stages: int) -> dict[str, Any]:
     return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
 
 
-def statistics_plan(problem: PairProblem) -> TilePlan:
-    return tile_plan("statistics", *_described(problem))
+def statistics_plan(problem: PairProblem, ranks: bool) -> TilePlan:
+    return tile_plan("statistics", *_described(problem), crowded=ranks)
 
 
-def strip_plan(problem: PairProblem) -> TilePlan:
-    """Plan of the kernel that fills a strip with coefficients."""
-    return tile_plan("gradient", *_described(problem))
+def strip_plan(problem: PairProblem, sums: bool) -> TilePlan:
+    """Plan of the kernel that fills a strip with coefficients, with or without sums on the way."""
+    return tile_plan("gradient", *_described(problem), crowded=sums or problem.row_groups is not None)
 
 
 def fused_plan(problem: PairProblem, sums: bool) -> TilePlan | None:
