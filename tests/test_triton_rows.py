@@ -53,7 +53,7 @@ def test_a_transposed_batch_has_the_moments_of_its_copy():
 class PassesOverRows(TorchDispatchMode):
     """Bytes of (N, D) tensors that operations of PyTorch outside of the sweeps read and write."""
 
-    MAKES_NOTHING = (
+    TOUCHES_NOTHING = (
         "empty",
         "new_empty",
         "view",
