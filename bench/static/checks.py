@@ -26,7 +26,7 @@ def faults_of(configuration: Configuration) -> list[str]:
     """What is wrong with a kernel, in words; raises RuntimeError where it does not compile."""
     kernel, seen = compiled(configuration), traits(configuration)
     faults = [*_over_limits(configuration, kernel, seen), *_slow_loads(configuration, seen)]
-    if configuration.kernel in ("merge", "moments"):
+    if configuration.kernel in ("merge", "rows"):
         return [*faults, *_few_exponentials(seen.exponentials, _exponentials_of_merge(configuration))]
     faults += _wrong_products(configuration, seen)
     if configuration.is_bounded:
@@ -92,7 +92,7 @@ def _widest_load(configuration: Configuration) -> int:
 def _asynchronous_copies(configuration: Configuration) -> str:
     """By what NVIDIA's kernels load embeddings; empty where nothing is loaded ahead."""
     plan = configuration.plan
-    if not _is_nvidia(configuration) or configuration.kernel in ("merge", "moments"):
+    if not _is_nvidia(configuration) or configuration.kernel in ("merge", "rows"):
         return ""
     if plan.descriptors and configuration.kernel != "positives":
         return "TMA"

@@ -10,16 +10,17 @@ from typing import Any
 
 import torch
 from contrastile.backends.triton_gradients import NO_STRIP, PAIRS_WITHOUT_STRIP
+from contrastile.backends.triton_rows import ROW_OPTIONS, row_constants
 from contrastile.backends.triton_sums import NO_SUMS
-from contrastile.backends.triton_sweep import MERGE_BLOCK, MOMENT_ROWS, launch_options, moment_block_depth
+from contrastile.backends.triton_sweep import MERGE_BLOCK, launch_options
 from contrastile.bench.static.bounds import Bound, Tile, Traits, Walk, bound_of, traits_of
 from contrastile.bench.static.compile import Buffer, Compiled, compile_kernel
 from contrastile.kernels.coefficients import Strip, Weights, coefficients_kernel
 from contrastile.kernels.gradient import Gradients, gradient_kernel
 from contrastile.kernels.merge import merge_kernel
-from contrastile.kernels.moments import row_moments_kernel
 from contrastile.kernels.plans import MOST_FUSED_FEATURES, TilePlan, gradient_plan, tile_plan
 from contrastile.kernels.positives import positives_kernel
+from contrastile.kernels.rows import finish_rows_kernel
 from contrastile.kernels.statistics import statistics_kernel
 from contrastile.kernels.tiles import Pairs, Sums, Window
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -47,8 +48,10 @@ FUSED = ("fused", "fused anchors", "fused candidates")
 FUSED_TERMS = ("rows", "capped", "masses", "groups")
 # That sums come with; the launch of "repair" takes the plan of the one before it.
 TERMS_WITH_SUMS = ("capped", "masses", "sums", "guessed", "repair")
-# What comes before and after the sweeps; the tiles of the two sweeps differ.
-AROUND = ("positives statistics", "positives gradient", "merge", "merge capped", "moments")
+# What comes before and after the sweeps; the tiles of the two sweeps differ. The last pass over the rows of dX with its
+# moment and all factors, of dY, of the moment alone, and of both roles of one set of embeddings.
+ROW_PASSES = ("rows", "rows plain", "rows moment", "rows joined")
+AROUND = ("positives statistics", "positives gradient", "merge", "merge capped", *ROW_PASSES)
 SWEEPS = ("statistics", "gradient")  # of every depth and dtype
 BOUNDED = ("statistics", "gradient", "fused")  # kernels with a bound
 
@@ -186,7 +189,7 @@ def _launched(configurations: Iterable[Configuration]) -> Iterator[Configuration
 def compiled(configuration: Configuration) -> Compiled:
     kernel, arguments = _KERNELS[configuration.kernel]
     plan = configuration.plan
-    options = launch_options(plan.num_warps, plan.num_stages)
+    options = ROW_OPTIONS if configuration.kernel == "rows" else launch_options(plan.num_warps, plan.num_stages)
     return compile_kernel(kernel, arguments(configuration), options, configuration.target)
 
 
@@ -247,17 +250,22 @@ def _merge_arguments(configuration: Configuration) -> dict[str, Any]:
     return {"tile_sums": sums, "totals": sums, "tiles": tiles, "length": WINDOW, "BLOCK": MERGE_BLOCK}
 
 
-def _moments_arguments(configuration: Configuration) -> dict[str, Any]:
-    depth = configuration.depth
+def _rows_arguments(configuration: Configuration) -> dict[str, Any]:
+    terms, depth, embeddings = configuration.terms, configuration.depth, Buffer(DTYPES[configuration.dtype])
+    has_moment = terms != "plain"
     return {
-        "anchors": Buffer(DTYPES[configuration.dtype]),
-        "gradients": _floats(),
-        "moments": _floats(),
-        "anchor_stride": depth,
+        "sums": _floats(),
+        "row_factors": _floats() if not terms else None,
+        "other_sums": _floats() if terms == "joined" else None,
+        "factor": _floats() if terms != "moment" else None,
+        "embeddings": embeddings if has_moment else None,
+        "row_stride": depth,
+        "feature_stride": 1,
+        "gradient": embeddings if terms != "moment" else None,
+        "moments": _floats() if has_moment else None,
         "rows": ROWS,
-        "DEPTH": depth,
-        "BLOCK_ROWS": MOMENT_ROWS,
-        "BLOCK_DEPTH": moment_block_depth(depth),
+        **row_constants(depth),
+        "EMULATE_BF16": False,
     }
 
 
@@ -268,7 +276,7 @@ _KERNELS: dict[str, tuple[Any, Callable[[Configuration], dict[str, Any]]]] = {
     "fused": (gradient_kernel, _fused_arguments),
     "positives": (positives_kernel, _positives_arguments),
     "merge": (merge_kernel, _merge_arguments),
-    "moments": (row_moments_kernel, _moments_arguments),
+    "rows": (finish_rows_kernel, _rows_arguments),
 }
 
 

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from contrastile import formulas
-from contrastile.formulas import GammaTerms, Gradients, Wants
-from contrastile.pairs import GivenWeights
+from contrastile.formulas import Formed, Former, GammaTerms, Gradients, Wants
 from contrastile.validation import PairInputs
 
 __all__ = ["GammaContrastiveFunction", "InfoNCEFunction", "LogNormalizersFunction"]
@@ -136,12 +135,12 @@ class LogNormalizersFunction(torch.autograd.Function):
         return _for_all_arguments(ctx, inputs, gradients)
 
 
-def _take_formed(ctx: Any) -> Gradients | None:
+def _take_formed(ctx: Any) -> Formed | None:
     formed, ctx.formed = ctx.formed, None
     return formed if formulas.covers(formed, Wants(*ctx.needs_input_grad[:3])) else None
 
 
-def _form(ctx: Any, inputs: PairInputs) -> Callable[[GivenWeights], Gradients]:
+def _form(ctx: Any, inputs: PairInputs) -> Former:
     wants = Wants(*ctx.needs_input_grad[:3])
     return lambda weights: formulas.pair_gradients(inputs, weights, wants, ctx.backend)[0]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from contrastile import backends
-from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairStats, SoftmaxWeights
+from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairStats, Rows, SoftmaxWeights
 from contrastile.statistics import (
     by_column,
     col_denominators,
@@ -30,7 +30,7 @@ from contrastile.statistics import (
     row_denominators,
     softmax_weights,
 )
-from contrastile.validation import PairInputs
+from contrastile.validation import PairInputs, accumulation_dtype
 
 
 class Wants(NamedTuple):
@@ -59,7 +59,19 @@ class Gradients(NamedTuple):
         return Gradients(*(None if g is None else g.mul_(factor) for g in self))
 
 
-Former = Callable[[GivenWeights], Gradients]
+class LateGradients(NamedTuple):
+    """Those that wait for the upstream gradient before their last pass, which serves once."""
+
+    rows: Rows
+    wants: Wants
+
+    def finish(self, inputs: PairInputs, upstream: Tensor | None, dtype: torch.dtype) -> Gradients:
+        dx, dy, row_moment = self.rows.finish(inputs.x, upstream, dtype, joined=has_both_roles(inputs))
+        return Gradients(dx, dy, scale_gradient(inputs, row_moment))
+
+
+Formed = Gradients | LateGradients
+Former = Callable[[GivenWeights], Formed]
 
 
 class GammaTerms(NamedTuple):
@@ -85,22 +97,44 @@ def pair_gradients(
     wants: Wants,
     backend: str,
     stats: bool = False,
-) -> tuple[Gradients, PairGrads]:
+) -> tuple[Formed, PairGrads]:
     """pair_grad in terms of the inputs, and its other results."""
-    problem = inputs.problem()
-    both_roles = inputs.y is None and not problem.self_similarity
-    needs = GradNeeds(dx=wants.x, dy=wants.x if both_roles else wants.y, moment=wants.scale, stats=stats)
+    wants_dy = wants.x if has_both_roles(inputs) else wants.y
+    needs = GradNeeds(wants.x, wants_dy, moment=wants.scale, stats=stats, positives=False, late=True)
     with outside_autocast(inputs.x.device):
-        found = backends.get(backend).pair_grad(problem, weights, needs)
+        found = backends.get(backend).pair_grad(inputs.problem(), weights, needs)
+    if found.rows is not None:
+        return LateGradients(found.rows, wants), found
     dx, dy = found.dx, found.dy
-    if both_roles and dx is not None and dy is not None:
+    if has_both_roles(inputs) and dx is not None and dy is not None:
         dx, dy = dx.add_(dy), None
-    dscale = None
-    if found.row_moment is not None:
-        dscale = found.row_moment / problem.scale
-        if inputs.scale.dim() == 0:
-            dscale = dscale.sum()
-    return Gradients(dx, dy, dscale), found
+    return Gradients(dx, dy, scale_gradient(inputs, found.row_moment)), found
+
+
+def has_both_roles(inputs: PairInputs) -> bool:
+    """x is anchors and candidates, and a sweep finds its gradient in two parts."""
+    return inputs.y is None and not inputs.self_similarity
+
+
+def scale_gradient(inputs: PairInputs, row_moment: Tensor | None) -> Tensor | None:
+    if row_moment is None:
+        return None
+    by_row = row_moment / inputs.scale.to(row_moment.dtype)
+    return by_row.sum() if inputs.scale.dim() == 0 else by_row
+
+
+def finished(inputs: PairInputs, formed: Formed, upstream: Tensor | None = None, in_place: bool = True) -> Gradients:
+    """Times the upstream gradient. Late gradients come rounded to the inputs' dtype."""
+    if isinstance(formed, LateGradients):
+        return formed.finish(inputs, upstream, inputs.x.dtype)
+    return formed if upstream is None else formed.times(upstream, in_place)
+
+
+def complete(inputs: PairInputs, formed: Formed) -> Gradients:
+    """Without an upstream gradient, in the accumulation dtype."""
+    if isinstance(formed, LateGradients):
+        return formed.finish(inputs, None, accumulation_dtype(inputs.x.dtype))
+    return formed
 
 
 def pair_statistics(inputs: PairInputs, backend: str, columns: bool) -> PairStats:
@@ -118,8 +152,11 @@ def stats_of(tensors: Iterable[Any]) -> PairStats:
     return PairStats(*tensors)
 
 
-def covers(gradients: Gradients | None, wants: Wants) -> bool:
-    return gradients is not None and all(g is not None for g, wanted in zip(gradients, wants, strict=True) if wanted)
+def covers(formed: Formed | None, wants: Wants) -> bool:
+    if formed is None:
+        return False
+    given = formed.wants if isinstance(formed, LateGradients) else [g is not None for g in formed]
+    return all(given for given, wanted in zip(given, wants, strict=True) if wanted)
 
 
 def rounded(inputs: PairInputs, gradients: Gradients) -> tuple[Tensor | None, ...]:
@@ -150,7 +187,7 @@ def row_gains(inputs: PairInputs, upstream: Tensor, reduction: str, both_directi
 
 def info_nce_forward(
     inputs: PairInputs, symmetric: bool, reduction: str, wants: Wants, backend: str
-) -> tuple[Tensor, PairStats, Gradients | None]:
+) -> tuple[Tensor, PairStats, Formed | None]:
     gradients = None
     if any(wants) and reduction != "none":
         gain = row_factor(inputs, reduction, symmetric)
@@ -169,16 +206,16 @@ def info_nce_backward(
     upstream: Tensor,
     symmetric: bool,
     reduction: str,
-    formed: Gradients | None,
+    formed: Formed | None,
     form: Former,
     in_place: bool,
 ) -> Gradients:
     if formed is not None:
-        return formed.times(upstream, in_place)
+        return finished(inputs, formed, upstream, in_place)
     assert inputs.positives is not None
     gain = row_gains(inputs, upstream, reduction, symmetric)
     col_gain = by_column(gain, inputs.positives, gain.shape[0], 0.0) if symmetric else None
-    return form(softmax_weights(stats, inputs.positives, gain, col_gain, inputs.self_similarity))
+    return finished(inputs, form(softmax_weights(stats, inputs.positives, gain, col_gain, inputs.self_similarity)))
 
 
 # The gamma loss
@@ -186,7 +223,7 @@ def info_nce_backward(
 
 def gamma_forward(
     inputs: PairInputs, terms: GammaTerms, reduction: str, wants: Wants, backend: str
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Gradients | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Formed | None]:
     """(loss, row_lse, col_lse, logits of the positives, gradients)."""
     with outside_autocast(inputs.x.device):
         positive = backends.get(backend).positive_logits(inputs.problem())
@@ -217,15 +254,15 @@ def gamma_backward(
     positive_logit: Tensor,
     upstream: Tensor,
     reduction: str,
-    formed: Gradients | None,
+    formed: Formed | None,
     form: Former,
     in_place: bool,
 ) -> Gradients:
     both_directions = terms.log_v is not None
     if formed is not None:
-        return formed.times(upstream, in_place)
+        return finished(inputs, formed, upstream, in_place)
     gain = row_gains(inputs, upstream, reduction, both_directions)
-    return form(gamma_weights(inputs, terms, positive_logit, gain))
+    return finished(inputs, form(gamma_weights(inputs, terms, positive_logit, gain)))
 
 
 def gamma_weights(inputs: PairInputs, terms: GammaTerms, positive: Tensor, gain: Tensor) -> GivenWeights:
@@ -277,7 +314,7 @@ def log_normalizers_backward(
 ) -> Gradients:
     """A gain is None where nothing depends on that direction."""
     row_gain = torch.zeros_like(stats.row_max) if row_gain is None else row_gain
-    return form(normalizer_weights(stats, inputs.positives, exp(log_multiplier), row_gain, col_gain))
+    return finished(inputs, form(normalizer_weights(stats, inputs.positives, exp(log_multiplier), row_gain, col_gain)))
 
 
 # Ranks

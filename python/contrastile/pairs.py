@@ -21,8 +21,9 @@ positive's own gradient coefficient p - 1 = -(negative mass), exact however conf
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -102,6 +103,24 @@ class GradNeeds:
     dy: bool
     moment: bool = False  # row_moment
     stats: bool = False  # PairStats of the same sweep; always given with SoftmaxWeights
+    positives: bool = True  # their logits in these; with GivenWeights they may be left out
+    late: bool = False  # dx, dy and row_moment may be left as PairGrads.rows
+
+
+class FinishedRows(NamedTuple):
+    dx: Tensor | None  # (N, D)
+    dy: Tensor | None  # (M, D)
+    row_moment: Tensor | None  # (N,), accumulation dtype
+
+
+class Rows(Protocol):
+    """dx, dy and row_moment of a sweep before the last pass over them, which may overwrite them: it comes once."""
+
+    def finish(self, anchors: Tensor, upstream: Tensor | None, dtype: torch.dtype, *, joined: bool) -> FinishedRows:
+        """All times upstream, (), then dx and dy rounded to dtype; joined, dx is the sum of both and dy None.
+
+        anchors are those of the sweep, with any strides.
+        """
 
 
 @dataclass(frozen=True)
@@ -120,6 +139,7 @@ class PairGrads:
     row_mass: Tensor | None  # (N,)
     col_mass: Tensor | None  # (M,)
     stats: PairStats | None
+    rows: Rows | None = None  # where asked for late: in place of dx, dy and row_moment
 
 
 class Backend(Protocol):

@@ -81,24 +81,22 @@ def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, need
     if isinstance(weights, GivenWeights):
         new_totals = partial(Totals.of_gradients, problem, weights, needs.stats)
         grads, totals = _given_grad(problem, weights, largest_coefficient(weights), needs, new_totals)
-        stats = totals.stats(sweep.positives()) if needs.stats else None
+        stats = totals.stats(sweep.positives() if needs.positives else None) if needs.stats else None
     else:
         grads, stats = _softmax_grad(sweep, weights, needs)
         totals = Totals.none(problem)
-    return PairGrads(
-        dx=grads.dx if needs.dx else None,
-        dy=grads.dy if needs.dy and not problem.self_similarity else None,
-        row_moment=sweep.row_moments(grads.dx) if needs.moment and grads.dx is not None else None,
-        row_mass=totals.rows.mass,
-        col_mass=totals.col_mass,
-        stats=stats,
-    )
+    rows = grads.rows()
+    if needs.late:
+        return PairGrads(None, None, None, totals.rows.mass, totals.col_mass, stats, rows)
+    finished = rows.finish(problem.anchors, None, torch.float32, joined=False)
+    return PairGrads(*finished, totals.rows.mass, totals.col_mass, stats)
 
 
 def _softmax_grad(sweep: Sweep, weights: SoftmaxWeights, needs: GradNeeds) -> tuple[Gradients, PairStats]:
     problem = sweep.problem
-    grads = Gradients(problem, needs)
-    if grads.wanted and not weights.columns and fused_plan(problem, sums=False) is None and fits_one_direction(sweep):
+    wanted = needs.dx or needs.dy or needs.moment
+    if wanted and not weights.columns and fused_plan(problem, sums=False) is None and fits_one_direction(sweep):
+        grads = Gradients(problem, needs)
         return grads, one_direction_sweep(sweep, weights.gain, grads)
     assert problem.positives is not None
     stats = pair_stats(problem, columns=weights.columns)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from contrastile.backends import workspace_bytes
+from contrastile.backends.triton_rows import RowSums
 from contrastile.backends.triton_sums import NO_SUMS, Totals
 from contrastile.backends.triton_sweep import Sweep, interpreting
 from contrastile.kernels import gradient
@@ -32,10 +33,13 @@ LARGEST_MISS = 60.0  # of a guessed shift: exponentials within exp(60) keep a fl
 
 
 class Gradients:
-    """dX and dY in float32. A moment needs dX even where that is not asked for."""
+    """dX and dY in float32, up to factors. A moment needs dX even where that is not asked for."""
 
     def __init__(self, problem: PairProblem, needs: GradNeeds) -> None:
         self.problem = problem
+        self.needs = needs
+        self.factor: Tensor | None = None  # (1,) that both are to be multiplied with
+        self.row_factors: Tensor | None = None  # (N,) likewise of dX alone
         self.dx = _zeros_like(problem.anchors) if needs.dx or needs.moment else None
         self.dy = _zeros_like(problem.candidates) if needs.dy and not problem.self_similarity else None
 
@@ -53,10 +57,17 @@ class Gradients:
         if by_column is not None and not is_diagonal:
             _add_product(by_column[cols], coefficients.T, anchors[rows])
 
-    def divide(self, factor: Tensor) -> None:
-        for found in (self.dx, self.dy):
-            if found is not None:
-                found.div_(factor)
+    def rows(self) -> RowSums:
+        """What the last pass over them takes."""
+        return RowSums(
+            self.dx,
+            self.dy,
+            self.needs.dx,
+            self.needs.moment,
+            self.problem.self_similarity,
+            self.factor,
+            self.row_factors,
+        )
 
 
 def largest_coefficient(weights: GivenWeights) -> Tensor | None:
@@ -93,7 +104,7 @@ def fused_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, gra
             )
         sweep.merge(totals.parts(window), partials)
     if factor is not None:
-        grads.divide(factor)
+        grads.factor = factor.reciprocal()  # exact: a power of two
 
 
 def strip_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, grads: Gradients, totals: Totals) -> None:
@@ -107,7 +118,7 @@ def strip_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, gra
         if strip is not None:
             grads.add(window, into.coefficients, strip.anchors, strip.candidates)
     if strip is not None and strip.factor is not None:
-        grads.divide(strip.factor)
+        grads.factor = strip.factor.reciprocal()
 
 
 def fits_one_direction(sweep: Sweep) -> bool:
@@ -134,6 +145,7 @@ def one_direction_sweep(sweep: Sweep, gain: float, grads: Gradients) -> PairStat
     totals = Totals.of_statistics(problem, columns=False)
     shift = positive_logit.clone()
     is_miss = torch.zeros_like(shift, dtype=torch.bool)
+    weight = torch.empty_like(shift)
     weights = Weights(shift, torch.ones_like(shift), None, None, torch.zeros_like(shift))
     buffer = problem.anchors.new_empty(_whole_rows(sweep) * problem.cols)
     for window in _windows_of_whole_rows(sweep):
@@ -150,15 +162,15 @@ def one_direction_sweep(sweep: Sweep, gain: float, grads: Gradients) -> PairStat
             coefficients_kernel, window, weights, into._replace(rows=is_miss), NO_SUMS, NO_SUMS, CAP=False
         )
         unit = (found.shift - shift[rows]).exp()  # of the sums found, in that of the strip
-        weight = found.over(torch.full_like(unit, gain)) / unit
+        weight[rows] = found.over(torch.full_like(unit, gain)) / unit
         at_positive = -problem.scale[rows] * found.negative * unit
         into.coefficients.scatter_(1, problem.positives[rows, None], at_positive[:, None].to(buffer.dtype))
         if grads.dx is not None:
             _add_product(grads.dx[rows], into.coefficients, problem.candidates)
-            grads.dx[rows].mul_(weight[:, None])
         if grads.dy is not None:
-            weighted = (problem.anchors[rows] * weight[:, None]).to(buffer.dtype)
+            weighted = (problem.anchors[rows] * weight[rows, None]).to(buffer.dtype)
             _add_product(grads.dy, into.coefficients.T, weighted)
+    grads.row_factors = weight
     return totals.stats(positive_logit)
 
 

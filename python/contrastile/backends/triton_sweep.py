@@ -13,14 +13,12 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from contrastile.kernels.merge import merge_kernel
-from contrastile.kernels.moments import row_moments_kernel
 from contrastile.kernels.plans import TilePlan, gradient_plan, tile_plan, window_plan
 from contrastile.kernels.positives import positives_kernel
 from contrastile.kernels.tiles import Pairs, Sums, Window
 from contrastile.pairs import PairProblem
 
 MERGE_BLOCK = 256
-MOMENT_ROWS = 16
 
 
 @cache
@@ -96,23 +94,6 @@ class Sweep:
         self._start(positives_kernel, programs, self.pointers, found, **self._tile_constants())
         return found
 
-    def row_moments(self, dx: Tensor) -> Tensor:
-        moments = torch.empty_like(self.problem.scale)
-        self._start(
-            row_moments_kernel,
-            triton.cdiv(self.problem.rows, MOMENT_ROWS),
-            self.problem.anchors,
-            dx,
-            moments,
-            self.problem.anchors.stride(0),
-            self.problem.rows,
-            DEPTH=self.depth,
-            BLOCK_ROWS=MOMENT_ROWS,
-            BLOCK_DEPTH=moment_block_depth(self.depth),
-        )
-        # One triangle: C holds every pair from both its ends, the loss once.
-        return moments.div_(2) if self.problem.self_similarity else moments
-
     def _tile_constants(self) -> dict[str, Any]:
         return {
             "DEPTH": self.depth,
@@ -125,13 +106,8 @@ class Sweep:
 
     def _start(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
         options = launch_options(self.plan.num_warps, self.plan.num_stages)
-        with _on_device(self.problem.anchors.device):
+        with on_device(self.problem.anchors.device):
             kernel[(programs,)](*arguments, **constants, **options)
-
-
-def moment_block_depth(depth: int) -> int:
-    """Features that the kernel of row moments reads at a time."""
-    return int(min(256, triton.next_power_of_2(depth)))
 
 
 def launch_options(num_warps: int, num_stages: int) -> dict[str, Any]:
@@ -181,5 +157,5 @@ def _target(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
-def _on_device(device: torch.device) -> AbstractContextManager[Any]:
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
