@@ -20,6 +20,7 @@ class TilePlan:
     num_warps: int
     num_stages: int
     descriptors: bool  # tensor descriptors (TMA) instead of pointers
+    parts: int = 1  # of a tile's columns, taken one after another once multiplied
 
     def tiles(self, window: Window) -> tuple[int, int]:
         return -(-window.rows // self.block_rows), -(-window.cols // self.block_cols)
