@@ -111,7 +111,7 @@ def neighbours(plan: TilePlan) -> list[TilePlan]:
 
 # Rows x columns x features of a tile, group, warps, stages, descriptors.
 _PLANS = {
-    ("int", 16): TilePlan(64, 128, 64, 2, 4, 1, False),
+    ("int", 16): TilePlan(64, 128, 64, 2, 4, 1, False, parts=2),
     ("int", 32): TilePlan(128, 64, 64, 2, 4, 1, False),
     ("sm_80+", 16): TilePlan(128, 128, 32, 8, 8, 3, False),
     ("sm_80+", 32): TilePlan(64, 64, 32, 8, 4, 3, False),
@@ -126,7 +126,8 @@ _PLANS = {
 _PLANS_BY_SWEEP = {
     ("statistics", "sm_90", 16): TilePlan(128, 128, 64, 8, 4, 3, True),
     ("gradient", "sm_90", 16): TilePlan(64, 128, 64, 8, 4, 4, True),
-    ("gradient", "sm_100", 16): TilePlan(128, 64, 64, 8, 8, 4, True),
+    ("statistics", "sm_100", 16): TilePlan(128, 256, 64, 8, 8, 3, True, parts=2),
+    ("gradient", "sm_100", 16): TilePlan(128, 256, 64, 8, 8, 3, True, parts=4),
     ("gradient", "sm_120", 16): TilePlan(128, 64, 32, 8, 8, 3, False),
 }
 
