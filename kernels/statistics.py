@@ -121,7 +121,7 @@ def tile_statistics(
 
         shift = finite(tl.max(tl.max(logits, 1), 0))
         exponentials = exp(logits - shift)
-        row_sum, col_sum = tl.sum(exponentials, 1), over_rows(exponentials, False, BY_LANE)
+        col_sum, row_sum = over_rows(exponentials, False, BY_LANE), tl.sum(exponentials, 1)
         row_max, col_max = tl.zeros_like(row_sum) + shift, tl.zeros_like(col_sum) + shift
         is_exact = sums_are_exact(row_sum, valid_row)
         if col_sums.max is not None:
