@@ -23,15 +23,19 @@ import triton
 import triton.language as tl
 from contrastile.kernels.tiles import (
     INFINITY,
+    exp,
+    halves,
     keep_negatives,
     load_positives,
+    over_rows,
     positives_in_tile,
     rounded,
+    scaled,
     store_sums,
     sums_are_exact,
     sums_by_own_maxima,
-    tile_logits,
     tile_of_program,
+    tile_products,
 )
 
 WIDEST_SPREAD = tl.constexpr(80.0)  # of shifts: factors within exp(40) either way
@@ -63,36 +67,36 @@ def coefficients_kernel(
     window,  # Window
     weights,  # Weights
     strip,  # Strip
-    row_sums,  # Sums (tile columns, window rows)
+    row_sums,  # Sums (parts of tile columns, window rows)
     col_sums,  # Sums (tile rows, window columns)
     CAP: tl.constexpr,
     DEPTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
+    PARTS: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):
     tile_row, tile_col = tile_of_program(window, BLOCK_ROWS, BLOCK_COLS, GROUP_ROWS)
-    row_in_window, col_in_window = tile_row * BLOCK_ROWS, tile_col * BLOCK_COLS
-    first_row, first_col = window.first_row + row_in_window, window.first_col + col_in_window
+    first_row, first_col = window.first_row + tile_row * BLOCK_ROWS, window.first_col + tile_col * BLOCK_COLS
     if strip.rows is not None:
         row = first_row + tl.arange(0, BLOCK_ROWS)
         is_wanted = tl.load(strip.rows + row, mask=row < pairs.rows, other=0)
         if tl.max(is_wanted.to(tl.int32), 0) == 0:
             return
 
-    logits = tile_logits(
+    products = tile_products(
         pairs, first_row, first_col, DEPTH, BLOCK_ROWS, BLOCK_COLS, BLOCK_DEPTH, DESCRIPTORS, PRECISION, EMULATE_BF16
     )
-    coefficients = tile_coefficients(
-        logits,
+    store_coefficients(
+        products,
         pairs,
         window,
         weights,
-        strip.factor,
+        strip,
         row_sums,
         col_sums,
         tile_row,
@@ -100,14 +104,76 @@ def coefficients_kernel(
         CAP,
         BLOCK_ROWS,
         BLOCK_COLS,
+        PARTS,
+        EMULATE_BF16,
+        BY_LANE=PARTS > 1,
     )
-    if strip.coefficients is not None:
-        row_in_window += tl.arange(0, BLOCK_ROWS)
-        col_in_window += tl.arange(0, BLOCK_COLS)
-        is_inside = (row_in_window < window.rows)[:, None] & (col_in_window < window.cols)[None, :]
-        place = row_in_window.to(tl.int64)[:, None] * strip.stride + col_in_window[None, :]
-        stored = rounded(coefficients, strip.coefficients.dtype.element_ty, EMULATE_BF16)
-        tl.store(strip.coefficients + place, stored, mask=is_inside)
+
+
+@triton.jit
+def store_coefficients(
+    products,
+    pairs,
+    window,
+    weights,
+    strip,
+    row_sums,
+    col_sums,
+    tile_row,
+    tile_col,
+    CAP: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    PARTS: tl.constexpr,
+    EMULATE_BF16: tl.constexpr,
+    BY_LANE: tl.constexpr,
+):
+    """Into the strip, by PARTS of a tile's columns that count as tiles of their own."""
+    if PARTS > 1:
+        left, right = halves(products, BLOCK_ROWS, BLOCK_COLS)
+        for side in tl.static_range(2):
+            store_coefficients(
+                left if side == 0 else right,
+                pairs,
+                window,
+                weights,
+                strip,
+                row_sums,
+                col_sums,
+                tile_row,
+                2 * tile_col + side,
+                CAP,
+                BLOCK_ROWS,
+                BLOCK_COLS // 2,
+                PARTS // 2,
+                EMULATE_BF16,
+                BY_LANE,
+            )
+    else:
+        row_in_window, col_in_window = tile_row * BLOCK_ROWS, tile_col * BLOCK_COLS
+        logits = scaled(products, pairs, window.first_row + row_in_window, BLOCK_ROWS)
+        coefficients = tile_coefficients(
+            logits,
+            pairs,
+            window,
+            weights,
+            strip.factor,
+            row_sums,
+            col_sums,
+            tile_row,
+            tile_col,
+            CAP,
+            BLOCK_ROWS,
+            BLOCK_COLS,
+            BY_LANE,
+        )
+        if strip.coefficients is not None:
+            row_in_window += tl.arange(0, BLOCK_ROWS)
+            col_in_window += tl.arange(0, BLOCK_COLS)
+            is_inside = (row_in_window < window.rows)[:, None] & (col_in_window < window.cols)[None, :]
+            place = row_in_window.to(tl.int64)[:, None] * strip.stride + col_in_window[None, :]
+            stored = rounded(coefficients, strip.coefficients.dtype.element_ty, EMULATE_BF16)
+            tl.store(strip.coefficients + place, stored, mask=is_inside)
 
 
 @triton.jit
@@ -124,6 +190,7 @@ def tile_coefficients(
     CAP: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
+    BY_LANE: tl.constexpr = False,
 ):
     """factor * scale_i * C_ij of a tile, 0 in padding, from the logits of all its pairs. Stores the tile's sums."""
     row_in_window, col_in_window = tile_row * BLOCK_ROWS, tile_col * BLOCK_COLS
@@ -137,10 +204,10 @@ def tile_coefficients(
     col_shift, col_gain = load_term(weights.col_shift, weights.col_gain, col, valid_col)
     lowest, highest = range_of_shifts(weights, row_shift, col_shift, valid_row, valid_col)
     middle = 0.5 * (lowest + highest)
-    exponentials = tl.exp(logits - middle)
-    row_factor = tl.where(valid_row, tl.exp(middle - row_shift), 0.0)  # padding has no shift: it might overflow
-    col_factor = tl.where(valid_col, tl.exp(middle - col_shift), 0.0)
-    row_sum, col_sum = tl.sum(exponentials, 1), tl.sum(exponentials, 0)
+    exponentials = exp(logits - middle)
+    row_factor = tl.where(valid_row, exp(middle - row_shift), 0.0)  # padding has no shift: it might overflow
+    col_factor = tl.where(valid_col, exp(middle - col_shift), 0.0)
+    row_sum, col_sum = tl.sum(exponentials, 1), over_rows(exponentials, False, BY_LANE)
     row_mass, col_mass = row_sum * row_factor, col_sum * col_factor
     row_max, col_max = tl.zeros_like(row_sum) + middle, tl.zeros_like(col_sum) + middle
     if weights.col_shift is None:
@@ -149,7 +216,6 @@ def tile_coefficients(
         coefficients = exponentials * (col_gain * col_factor)[None, :]
     else:
         coefficients = exponentials * ((row_gain * row_factor)[:, None] + (col_gain * col_factor)[None, :])
-
     is_exact = highest - lowest <= WIDEST_SPREAD
     if row_sums.max is not None:
         is_exact &= sums_are_exact(row_sum, valid_row)
@@ -160,17 +226,21 @@ def tile_coefficients(
     if weights.col_shift is not None and (CAP or col_sums.mass is not None):
         is_exact &= all_at_most(col_mass, 1.0 if CAP else LARGEST_MASS, valid_col)
     if not is_exact:
-        coefficients = tl.zeros_like(logits)
         if weights.row_shift is not None:
-            row_weights, row_mass = weights_and_mass(logits, row_shift, 1, CAP)
-            coefficients += row_weights * row_gain[:, None]
+            if CAP:
+                row_shift, row_gain = load_term(weights.row_shift, weights.row_gain, row, valid_row)
+            row_weights, row_mass = weights_and_mass(logits, row_shift, 1, CAP, BY_LANE)
+            coefficients = row_weights * row_gain[:, None]
         if weights.col_shift is not None:
-            col_weights, col_mass = weights_and_mass(logits, col_shift, 0, CAP)
-            coefficients += col_weights * col_gain[None, :]
+            if CAP:  # loaded again: kept until here, they would spill
+                col_shift, col_gain = load_term(weights.col_shift, weights.col_gain, col, valid_col)
+            col_weights, col_mass = weights_and_mass(logits, col_shift, 0, CAP, BY_LANE)
+            col_term = col_weights * col_gain[None, :]
+            coefficients = col_term if weights.row_shift is None else coefficients + col_term
         if row_sums.max is not None:
-            row_max, row_sum = sums_by_own_maxima(logits, 1)
+            row_max, row_sum = sums_by_own_maxima(logits, 1, BY_LANE)
         if col_sums.max is not None:
-            col_max, col_sum = sums_by_own_maxima(logits, 0)
+            col_max, col_sum = sums_by_own_maxima(logits, 0, BY_LANE)
     store_sums(row_sums, tile_col, window.rows, row_in_window, row_max, row_sum, row_mass, BLOCK_ROWS)
     store_sums(col_sums, tile_row, window.cols, col_in_window, col_max, col_sum, col_mass, BLOCK_COLS)
 
@@ -217,11 +287,20 @@ def all_at_most(values, bound, valid):
 
 
 @triton.jit
-def weights_and_mass(logits, shift, AXIS: tl.constexpr, CAP: tl.constexpr):
+def weights_and_mass(logits, shift, AXIS: tl.constexpr, CAP: tl.constexpr, BY_LANE: tl.constexpr):
     """f(s - shift) of every pair and the sum of phi over an axis, at any magnitude. A NaN stays one."""
     above = logits - tl.expand_dims(shift, AXIS)
     if CAP:
-        weights = tl.exp(tl.where(above > 0, 0.0, above))
-        return weights, tl.sum(weights + tl.where(above > 0, above, 0.0), AXIS)
-    weights = tl.exp(above)
-    return weights, tl.sum(weights, AXIS)
+        weights = exp(tl.where(above > 0, 0.0, above))
+        return weights, along(weights + tl.where(above > 0, above, 0.0), AXIS, BY_LANE)
+    weights = exp(above)
+    return weights, along(weights, AXIS, BY_LANE)
+
+
+@triton.jit
+def along(values, AXIS: tl.constexpr, BY_LANE: tl.constexpr):
+    """Sum over an axis."""
+    if AXIS == 1:
+        return tl.sum(values, 1)
+    else:
+        return over_rows(values, False, BY_LANE)

@@ -21,6 +21,7 @@ class TilePlan:
     num_warps: int
     num_stages: int
     descriptors: bool  # tensor descriptors (TMA) instead of pointers
+    parts: int = 1  # of a tile's columns, taken one after another once multiplied
 
     def tiles(self, window: Window) -> tuple[int, int]:
         return -(-window.rows // self.block_rows), -(-window.cols // self.block_cols)
@@ -122,7 +123,7 @@ def neighbours(plan: TilePlan) -> list[TilePlan]:
 # Rows x columns x features of a tile, group, warps, stages, descriptors. A sweep has rows of its own where its bound is
 # better by them (docs/kernels.md), or where registers would spill in those for all tiles.
 _TILES = {
-    ("tiles", "int", 16): TilePlan(64, 128, 64, 2, 4, 1, False),
+    ("tiles", "int", 16): TilePlan(64, 128, 64, 2, 4, 1, False, parts=2),
     ("tiles", "int", 32): TilePlan(128, 64, 64, 2, 4, 1, False),
     ("tiles", "sm_80", 16): TilePlan(128, 128, 32, 8, 8, 3, False),
     ("tiles", "sm_80+", 16): TilePlan(128, 64, 32, 8, 4, 3, False),
@@ -140,7 +141,8 @@ _TILES = {
     ("statistics crowded", "sm_90", 16): TilePlan(128, 128, 64, 8, 8, 3, True),
     ("statistics pointers", "sm_90+", 16): TilePlan(128, 128, 64, 8, 8, 3, False),
     ("gradient", "sm_90", 16): TilePlan(64, 128, 64, 8, 4, 4, True),
-    ("gradient", "sm_100", 16): TilePlan(128, 64, 64, 8, 8, 4, True),
+    ("statistics", "sm_100", 16): TilePlan(128, 256, 64, 8, 8, 3, True, parts=2),
+    ("gradient", "sm_100", 16): TilePlan(128, 256, 64, 8, 8, 3, True, parts=4),
     ("gradient crowded", "sm_90+", 16): TilePlan(128, 64, 64, 8, 8, 4, True),
     ("gradient pointers", "sm_90+", 16): TilePlan(128, 64, 64, 8, 8, 3, False),
     ("gradient crowded", "sm_100", 32): TilePlan(128, 64, 32, 8, 8, 3, False),

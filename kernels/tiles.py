@@ -3,6 +3,9 @@
 A launch covers a window of pairs, and a program one tile of it. Logits stay in natural units: were log2(e) folded into
 the scale, logits of 1000 would lose a digit that their difference to a shift keeps.
 
+Where PARTS of a tile's columns are asked for, the product's accumulators wait in tensor memory (tcgen05), a row a lane.
+What follows the product then takes one part after another, each as a tile of its own, and so a part of the registers.
+
 EMULATE_BF16 is for Triton's interpreter, which multiplies bfloat16 wrongly and rounds to it by cutting digits off.
 """
 
@@ -12,7 +15,9 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
+INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
 INFINITY = tl.constexpr(float("inf"))
 SMALLEST_SUM = tl.constexpr(2.0**-80)  # of exp(logit - shift): what a float32 then loses is below its precision
 LARGEST_SUM = tl.constexpr(2.0**100)  # no part of it has overflowed, nor will a sum of several
@@ -90,7 +95,7 @@ def rounded(values, dtype: tl.constexpr, EMULATE_BF16: tl.constexpr):
 
 
 @triton.jit
-def tile_logits(
+def tile_products(
     pairs,
     first_row,
     first_col,
@@ -102,7 +107,7 @@ def tile_logits(
     PRECISION: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):
-    """Logits of all pairs of a tile, (BLOCK_ROWS, BLOCK_COLS); padding holds anything finite."""
+    """X Y^T of all pairs of a tile, (BLOCK_ROWS, BLOCK_COLS); padding holds anything finite."""
     row = first_row + tl.arange(0, BLOCK_ROWS)
     col = first_col + tl.arange(0, BLOCK_COLS)
     products = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
@@ -116,6 +121,19 @@ def tile_logits(
                 pairs.candidates, pairs.candidate_stride, col, pairs.cols - 1, first_feature, DEPTH, BLOCK_DEPTH
             )
         products = add_product(products, x, y.T, PRECISION, EMULATE_BF16)
+    return products
+
+
+@triton.jit
+def halves(products, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Left and right half of the columns. Of accumulators in tensor memory each is loaded where it is used."""
+    return tl.split(tl.permute(tl.reshape(products, (ROWS, 2, COLS // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def scaled(products, pairs, first_row, ROWS: tl.constexpr):
+    """Logits."""
+    row = first_row + tl.arange(0, ROWS)
     scale = tl.load(pairs.scale + row, mask=row < pairs.rows, other=0.0)
     return products * scale[:, None]
 
@@ -159,6 +177,15 @@ def positives_in_tile(pairs, row, first_col, BLOCK_COLS: tl.constexpr):
 
 
 @triton.jit
+def exp(values):
+    """Below the smallest normal number 0: to keep what lies there takes three instructions more."""
+    if INTERPRETING:
+        return tl.exp(values)
+    else:
+        return libdevice.fast_expf(values)
+
+
+@triton.jit
 def finite(maximum):
     """A maximum to subtract: that of no elements, -inf, becomes 0."""
     return tl.where(maximum == -INFINITY, 0.0, maximum)
@@ -171,10 +198,44 @@ def sums_are_exact(sums, valid):
 
 
 @triton.jit
-def sums_by_own_maxima(logits, AXIS: tl.constexpr):
+def sums_by_own_maxima(logits, AXIS: tl.constexpr, BY_LANE: tl.constexpr):
     """(maximum, sum of exp(logit - maximum)) over an axis, exact at any magnitude."""
-    maximum = tl.max(logits, AXIS)
-    return maximum, tl.sum(tl.exp(logits - tl.expand_dims(finite(maximum), AXIS)), AXIS)
+    if AXIS == 1:
+        maximum = tl.max(logits, 1)
+        return maximum, tl.sum(exp(logits - finite(maximum)[:, None]), 1)
+    else:
+        maximum = over_rows(logits, True, BY_LANE)
+        return maximum, over_rows(exp(logits - finite(maximum)[None, :]), False, BY_LANE)
+
+
+@triton.jit
+def over_rows(values, MAXIMUM: tl.constexpr, BY_LANE: tl.constexpr):
+    """tl.max or tl.sum of every column. BY_LANE: 32 rows lie in 32 lanes, so that tl.sum would take 5 shuffles a value.
+    Here each step halves the values as it adds, 1 in all: afterwards lane i has the columns i, i + 32, ...
+    """
+    if BY_LANE:
+        ROWS: tl.constexpr = values.shape[0]
+        COLS: tl.constexpr = values.shape[1]
+        for step in tl.static_range(5):
+            values = half_over_rows(values, 1 << step, MAXIMUM)
+        values = tl.reshape(values, (ROWS // 32, 32, COLS // 32))
+        return tl.reshape((tl.max(values, 0) if MAXIMUM else tl.sum(values, 0)).T, (COLS,))
+    else:
+        return tl.max(values, 0) if MAXIMUM else tl.sum(values, 0)
+
+
+@triton.jit
+def half_over_rows(values, STRIDE: tl.constexpr, MAXIMUM: tl.constexpr):
+    """Of two rows STRIDE apart, the first takes the even columns of both, the second one the odd."""
+    ROWS: tl.constexpr = values.shape[0]
+    COLS: tl.constexpr = values.shape[1] // 2
+    even, odd = tl.split(tl.reshape(values, (ROWS, COLS, 2)))
+    is_second = ((tl.arange(0, ROWS) // STRIDE) % 2 == 1)[:, None]
+    kept, given = tl.where(is_second, odd, even), tl.where(is_second, even, odd)
+    bits = tl.reshape(given.to(tl.int32, bitcast=True), (ROWS // STRIDE // 2, 2, STRIDE, COLS))
+    bits ^= tl.xor_sum(bits, 1, keep_dims=True)  # of two, the other
+    taken = tl.reshape(bits, (ROWS, COLS)).to(tl.float32, bitcast=True)
+    return tl.maximum(kept, taken) if MAXIMUM else kept + taken
 
 
 @triton.jit

@@ -232,7 +232,7 @@ def _tcgen05_phases(tile: Tile, compiled: Compiled, blocks: list[Block], matrix:
     in_loop = sum(matrix[i] for i in main)
     outside = sum(matrix) - in_loop
     rounds = _rounds(tile.padded_flop, outside * flop, in_loop * flop, exact=True)
-    counts = count(blocks, _marks(blocks, main), lambda i: i.opcode.startswith("LDTM"))
+    counts = count(blocks, _marks(blocks, main), lambda i: i.opcode.startswith("LDTM"), up_to_first=True)
     product = _work(counts.before) + _work(counts.loop) * rounds
     return (
         product * compiled.num_warps + one * (outside + in_loop * rounds),

@@ -105,10 +105,12 @@ def _guards_a_store(lines: list[str], number: int, target: str) -> bool:
     return False
 
 
-def count(blocks: list[Block], matrix: list[int], is_last_before: Callable[[Instruction], bool]) -> Counts:
+def count(
+    blocks: list[Block], matrix: list[int], is_before: Callable[[Instruction], bool], up_to_first: bool = False
+) -> Counts:
     """What a warp runs. `matrix` says how many matrix instructions of a block every warp must run. What follows the
-    loop up to the last instruction that `is_last_before` counts as before. Raises RuntimeError where two loops have
-    matrix instructions.
+    loop up to the last (or first) instruction that `is_before` counts as before. Raises RuntimeError where two loops
+    have matrix instructions.
     """
     main = main_loop(blocks, matrix)
     required = _required(blocks, matrix)
@@ -116,7 +118,8 @@ def count(blocks: list[Block], matrix: list[int], is_last_before: Callable[[Inst
     before, after = _path_around(blocks, main, required)
     first = [i for index in before for i in blocks[index].instructions]
     rest = [i for index in after for i in blocks[index].instructions]
-    split = max((place + 1 for place, instruction in enumerate(rest) if is_last_before(instruction)), default=0)
+    marked = [place + 1 for place, instruction in enumerate(rest) if is_before(instruction)] or [0]
+    split = marked[0] if up_to_first else marked[-1]
     return Counts(Counter(first + rest[:split]), loop, Counter(rest[split:]))
 
 

@@ -282,7 +282,7 @@ _KERNELS: dict[str, tuple[Any, Callable[[Configuration], dict[str, Any]]]] = {
 
 def _sweep_arguments(configuration: Configuration) -> dict[str, Any]:
     arguments = _tile_arguments(configuration, _pairs(configuration), WINDOW)
-    return {**arguments, "GROUP_ROWS": configuration.plan.group_rows}
+    return {**arguments, "GROUP_ROWS": configuration.plan.group_rows, "PARTS": configuration.plan.parts}
 
 
 def _tile_arguments(configuration: Configuration, pairs: Pairs, window: int) -> dict[str, Any]:

@@ -59,10 +59,10 @@ class Totals:
         return mass
 
     def partials(self, window: Window, plan: TilePlan) -> tuple[Sums, Sums]:
-        """Room for the sums of a window's tiles."""
+        """Room for the sums of a window's tiles, or of their parts."""
         tile_rows, tile_cols = plan.tiles(window)
         return (
-            _partial_sums(self.rows, tile_cols, window.rows),
+            _partial_sums(self.rows, tile_cols * plan.parts, window.rows),
             _partial_sums(self._totals_of_columns(window), tile_rows, window.cols),
         )
 

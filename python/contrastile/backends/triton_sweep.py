@@ -69,8 +69,8 @@ class Sweep:
     def launch_tiles(self, kernel: Any, window: Window, *arguments: Any, **constants: Any) -> None:
         """One program a tile."""
         tile_rows, tile_cols = self.plan.tiles(window)
-        group = self.plan.group_rows
-        self.launch(kernel, tile_rows * tile_cols, self.pairs, window, *arguments, GROUP_ROWS=group, **constants)
+        constants |= {"GROUP_ROWS": self.plan.group_rows, "PARTS": self.plan.parts}
+        self.launch(kernel, tile_rows * tile_cols, self.pairs, window, *arguments, **constants)
 
     def launch(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
         """A kernel of tiles."""
