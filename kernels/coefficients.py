@@ -7,7 +7,7 @@
     writes  scale_i * C_ij, 2 bytes a pair (4 for float32 inputs), into a strip that two matrix products then read;
             12 bytes at most of sums for BLOCK pairs and direction
     work    one product, 2 N M D flop; one exponential a pair
-    bound   matrix pipe for D > 256 (docs/kernels.md has the count for every target)
+    bound   matrix pipe for D > 128 (docs/kernels.md has the count for every target)
 
 Both terms and all sums come from one exponential, exp(s - a) = exp(s - shift) * exp(shift - a), with a shift in the
 middle of all of the tile's row and column shifts. That is exact while these lie within 80 of each other, no sum
@@ -16,8 +16,6 @@ and sum. The cap needs no comparison by pair either: where a row's exponentials 
 """
 
 from __future__ import annotations
-
-from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -40,25 +38,6 @@ from contrastile.kernels.tiles import (
 
 WIDEST_SPREAD = tl.constexpr(80.0)  # of shifts: factors within exp(40) either way
 LARGEST_MASS = tl.constexpr(2.0**100)
-
-
-class Weights(NamedTuple):
-    """GivenWeights as a kernel takes them; a direction without a shift is absent."""
-
-    row_shift: Any  # (N,) float32, as all below
-    row_gain: Any  # (N,)
-    col_shift: Any  # (M,)
-    col_gain: Any  # (M,)
-    positive_coeff: Any  # (N,)
-
-
-class Strip(NamedTuple):
-    """Where the coefficients go."""
-
-    coefficients: Any  # (window rows, window columns); None: only sums are wanted
-    stride: Any  # elements from a row to the next
-    factor: Any  # (1,) float32 that all are multiplied with, to fit float16; None: 1
-    rows: Any = None  # (N,) bool: tiles without any of these rows stay as they are; None: all are written
 
 
 @triton.jit

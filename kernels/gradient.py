@@ -3,7 +3,7 @@
     reads   the owned side once, the other once per owned block, mostly from the L2 cache
     writes  the owned side's gradient once; the other's, 4 D bytes for every column and owned block, by atomic addition
     work    the product of the logits and one for each gradient that a launch computes
-    bound   matrix pipe, as long as a block's gradient fits into registers beside a tile of logits: D <= 256
+    bound   matrix pipe, as long as a block's gradient fits into registers beside a tile of logits: D <= 128
 
 A program owns a block of anchors, holds their gradient in registers and walks the candidates. The gradient of the
 candidates comes from the same coefficients, but ends in other programs' hands: atomic additions, in an order that
@@ -13,20 +13,10 @@ instead, at the cost of one product more.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 from contrastile.kernels.coefficients import tile_coefficients
 from contrastile.kernels.tiles import add_product, load_rows, rounded
-
-
-class Gradients(NamedTuple):
-    """What the products are added to, contiguous and float32. That of the owned side is given."""
-
-    anchors: Any  # (N, D) or None
-    candidates: Any  # (M, D) or None
-    factor: Any  # (1,) float32 that all coefficients are multiplied with, to fit float16; None: 1
 
 
 @triton.jit

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import isqrt
 from typing import TypeVar
 
-from contrastile.kernels.tiles import Window
+from contrastile.kernels.arguments import Window
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the tile kernels share: their arguments, a tile's logits, and the pairs that are no negatives.
+"""What the tile kernels share: a tile's logits, and the pairs that are no negatives.
 
 A launch covers a window of pairs, and a program one tile of it. Logits stay in natural units: were log2(e) folded into
 the scale, logits of 1000 would lose a digit that their difference to a shift keeps.
@@ -11,8 +11,6 @@ EMULATE_BF16 is for Triton's interpreter, which multiplies bfloat16 wrongly and 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 from triton.language.extra import libdevice
@@ -21,37 +19,6 @@ INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
 INFINITY = tl.constexpr(float("inf"))
 SMALLEST_SUM = tl.constexpr(2.0**-80)  # of exp(logit - shift): what a float32 then loses is below its precision
 LARGEST_SUM = tl.constexpr(2.0**100)  # no part of it has overflowed, nor will a sum of several
-
-
-class Pairs(NamedTuple):
-    """Embeddings and masks of a problem: tensors at a launch, pointers in a kernel."""
-
-    anchors: Any  # (N, D), a tensor or a descriptor of one
-    candidates: Any  # (M, D), likewise
-    anchor_stride: Any  # elements from a row to the next
-    candidate_stride: Any
-    scale: Any  # (N,) float32
-    positives: Any  # (N,) int64 or None
-    row_groups: Any  # (N,) int64 or None
-    col_groups: Any  # (M,) int64 or None
-    self_offset: Any  # row i and column i + self_offset are one sample; None: all are different
-    rows: Any  # N
-    cols: Any  # M
-
-
-class Window(NamedTuple):
-    first_row: Any
-    first_col: Any
-    rows: Any
-    cols: Any
-
-
-class Sums(NamedTuple):
-    """Of exponentials, by row or by column; None where not asked for. One line for each tile on the way."""
-
-    max: Any  # (tiles, length): a shift: the largest logit or a number near it
-    sum: Any  # (tiles, length): sum of exp(logit - shift)
-    mass: Any  # (tiles, length): sum of phi
 
 
 @triton.jit

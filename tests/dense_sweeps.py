@@ -127,7 +127,7 @@ def grad_results(grads: PairGrads, self_similarity: bool) -> dict[str, Tensor]:
 def assert_sweep(problem: PairProblem, ours: dict[str, Tensor], evaluate: Callable[[Dense], dict[str, Tensor]]) -> None:
     """Every result within twice the dense error of the accumulation dtype.
 
-    Triton's strip holds coefficients in the dtype of the embeddings, as a dense 16-bit computation would.
+    On a GPU a strip holds coefficients in the dtype of the embeddings, as a dense 16-bit computation would.
     """
 
     def dense(moved, stored: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -137,7 +137,7 @@ def assert_sweep(problem: PairProblem, ours: dict[str, Tensor], evaluate: Callab
     inputs = {"x": problem.anchors, "y": problem.candidates, "scale": problem.scale}
     dtype = accumulation(problem.anchors.dtype)
     truth = dense({name: value.double() for name, value in inputs.items()})
-    stored = problem.anchors.dtype if "triton" in BACKENDS_HERE else None
+    stored = problem.anchors.dtype if {"triton", "cuda"} & set(BACKENDS_HERE) else None
     plain = dense({name: value.to(dtype) for name, value in inputs.items()}, stored)
     floor = rounding_floor(dense, inputs, dtype, truth)
     assert set(ours) == set(truth)

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 
 import torch
 from contrastile.__main__ import main
-from contrastile.backends.triton_sweep import Sweep, launch_options
+from contrastile.backends.triton_launches import TritonSweep, launch_options
 from contrastile.bench.static import checks
 from contrastile.bench.static.bounds import Traits
 from contrastile.bench.static.matrix import (
@@ -110,7 +110,7 @@ def test_every_launch_asks_for_the_fusion_of_multiplications_and_additions():
             return lambda *_, **options: given.update(options)
 
     problem = PairProblem(torch.ones(3, 8), torch.ones(5, 8), torch.ones(3))
-    Sweep(problem, TilePlan(64, 32, 16, 1, 4, 2, False)).launch(Kernel(), 1)
+    TritonSweep(problem, TilePlan(64, 32, 16, 1, 4, 2, False))._launch(Kernel(), 1)
     assert launch_options(4, 2).items() <= given.items()
     assert given["enable_fp_fusion"] is True
 

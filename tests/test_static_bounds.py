@@ -8,7 +8,7 @@ triton = pytest.importorskip("triton")
 
 import torch  # noqa: E402
 import triton.language as tl  # noqa: E402
-from contrastile.backends.triton_sweep import launch_options  # noqa: E402
+from contrastile.backends.triton_launches import launch_options  # noqa: E402
 from contrastile.bench.static import bounds, disassembly, matrix, rates, report, table  # noqa: E402
 from contrastile.bench.static.compile import Buffer, compile_kernel  # noqa: E402
 from contrastile.bench.static.matrix import (  # noqa: E402

@@ -33,7 +33,9 @@ from torch.overrides import TorchFunctionMode
 
 pytestmark = pytest.mark.skipif(not INTERPRETING, reason="test_triton_interpreter.py runs these")
 if "triton" in BACKENDS_HERE:
-    from contrastile.backends import triton, triton_gradients
+    from contrastile.backends import triton
+    from contrastile.backends.tiled import gradients as tiled_gradients
+    from contrastile.backends.tiled import sweeps as tiled_sweeps
 
 ALL_NEEDS = GradNeeds(dx=True, dy=True, moment=True, stats=True)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -183,7 +185,7 @@ def use_form(monkeypatch):
     def choose(form: str) -> None:
         monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: form == "fused-deterministic")
         if form == "strip":
-            monkeypatch.setattr(triton, "fused_plan", lambda problem, sums: None)
+            monkeypatch.setattr(triton.TritonKernels, "fused_plan", lambda kernels, problem, sums: None)
 
     return choose
 
@@ -262,12 +264,12 @@ def test_softmax_gradients_are_exact(form, columns, dtype, use_form):
 def test_windows_of_a_small_workspace_are_put_in_their_places(name, dtype):
     problem = PROBLEMS[name](dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton, "PAIRS_WITHOUT_STRIP", 2**16)
-        patch.setattr(triton_gradients, "PAIRS_WITHOUT_STRIP", 2**16)
+        patch.setattr(tiled_sweeps, "PAIRS_WITHOUT_STRIP", 2**16)
+        patch.setattr(tiled_gradients, "PAIRS_WITHOUT_STRIP", 2**16)
         stats = run_guarded(triton.pair_stats, problem, columns=True)
         assert_sweep(problem, stats_results(stats), lambda dense: dense.stats(True))
         assert_gradients(problem, given_weights(problem, **BOTH, cap=True))
-        patch.setattr(triton, "fused_plan", lambda problem, sums: None)
+        patch.setattr(triton.TritonKernels, "fused_plan", lambda kernels, problem, sums: None)
         assert_gradients(problem, given_weights(problem, **BOTH, cap=True), workspace=2**15)
 
 
@@ -276,7 +278,7 @@ def test_gradients_of_several_windows_are_put_in_their_places(form, use_form, mo
     """Windows as small as they can be: four, of 128 columns or rows at most."""
     shape = Shape(150, 200, 16)
     problem = two_towers(shape, torch.float16, **every_mask(shape))
-    monkeypatch.setattr(triton_gradients, "PAIRS_WITHOUT_STRIP", 1)
+    monkeypatch.setattr(tiled_gradients, "PAIRS_WITHOUT_STRIP", 1)
     use_form(form)
     assert_gradients(problem, given_weights(problem, **BOTH, cap=True))
 
@@ -288,9 +290,9 @@ def test_gradients_of_several_windows_are_put_in_their_places(form, use_form, mo
 def one_direction(monkeypatch, use_form):
     """Strips of whole rows, however few rows they have; counts their sweeps."""
     use_form("strip")
-    monkeypatch.setattr(triton_gradients, "FEWEST_WHOLE_ROWS", 1)
-    sweep, calls = triton.one_direction_sweep, []
-    monkeypatch.setattr(triton, "one_direction_sweep", lambda *arguments: calls.append(1) or sweep(*arguments))
+    monkeypatch.setattr(tiled_gradients, "FEWEST_WHOLE_ROWS", 1)
+    sweep, calls = tiled_sweeps.one_direction_sweep, []
+    monkeypatch.setattr(tiled_sweeps, "one_direction_sweep", lambda *arguments: calls.append(1) or sweep(*arguments))
     return calls
 
 
@@ -311,7 +313,7 @@ def test_one_direction_repairs_shifts_that_were_guessed_badly(name, one_directio
 
 
 def test_one_direction_with_many_features_needs_no_prompting(monkeypatch):
-    monkeypatch.setattr(triton, "pair_stats", None)
+    monkeypatch.setattr(tiled_sweeps, "pair_stats", None)
     assert_gradients(PROBLEMS["deep"](torch.float32), SoftmaxWeights(columns=False))
 
 

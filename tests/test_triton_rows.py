@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.skipif(not INTERPRETING, reason="test_triton_interpreter.py runs these")
 if "triton" in BACKENDS_HERE:
-    from contrastile.backends import triton, triton_gradients, triton_rows, triton_sweep
-    from contrastile.backends.triton_rows import RowSums
+    from contrastile.backends import triton, triton_launches
+    from contrastile.backends.tiled import gradients as tiled_gradients
+    from contrastile.backends.tiled.rows import RowSums
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -31,7 +32,16 @@ def test_rows_are_finished_with_all_factors_and_between_guards(shape, dtype, joi
     x = rows_between_guards(torch.randn(depth, rows).to(dtype).T)
     guards = Guards()
     with guards:
-        given = (between_guards(sums), between_guards(other), True, True, False, factor, between_guards(row_factors))
+        given = (
+            triton.KERNELS,
+            between_guards(sums),
+            between_guards(other),
+            True,
+            True,
+            False,
+            factor,
+            between_guards(row_factors),
+        )
         dx, dy, moments = RowSums(*given).finish(x, upstream, dtype, joined=joined)
     guards.check()
     own, others = row_factors[:, None] * sums.double() / 2, other.double() / 2
@@ -45,7 +55,7 @@ def test_rows_are_finished_with_all_factors_and_between_guards(shape, dtype, joi
 
 def test_a_transposed_batch_has_the_moments_of_its_copy():
     x, sums = torch.randn(40, 33).T, torch.randn(33, 40)
-    found = RowSums(sums, None, False, True, False).finish(x, None, torch.float32, joined=False)
+    found = RowSums(triton.KERNELS, sums, None, False, True, False).finish(x, None, torch.float32, joined=False)
     torch.testing.assert_close(found.row_moment, (x * sums).sum(1), rtol=1e-5, atol=1e-5)
     assert found.dx is None
 
@@ -92,7 +102,7 @@ def test_a_step_passes_over_its_rows_as_seldom_as_it_can(kind, form, dtype, monk
     shape = (130, 96)
     size, entries = dtype.itemsize, math.prod(shape)
     if form == "strip":
-        monkeypatch.setattr(triton, "fused_plan", lambda problem, sums: None)
+        monkeypatch.setattr(triton.TritonKernels, "fused_plan", lambda kernels, problem, sums: None)
     passes = PassesOverRows(shape)
 
     class Kernel:
@@ -103,12 +113,12 @@ def test_a_step_passes_over_its_rows_as_seldom_as_it_can(kind, form, dtype, monk
             return lambda *tensors, **_: passes.add(self.name, *tensors)
 
     def start(sweep, kernel, programs, *arguments, **constants):
-        if kernel is triton_sweep.positives_kernel:
+        if kernel is triton_launches.positives_kernel:
             passes.add("positives", arguments[0].anchors, arguments[0].candidates)
 
-    monkeypatch.setattr(triton_sweep.Sweep, "_start", start)
-    monkeypatch.setattr(triton_gradients, "_add_product", lambda *operands: None)
-    monkeypatch.setattr(triton_rows, "finish_rows_kernel", Kernel("finish"))
+    monkeypatch.setattr(triton_launches.TritonSweep, "_start", start)
+    monkeypatch.setattr(tiled_gradients, "_add_product", lambda *operands: None)
+    monkeypatch.setattr(triton_launches, "finish_rows_kernel", Kernel("finish"))
     x, y = (torch.ones(shape, dtype=dtype, requires_grad=True) for _ in range(2))
     scale, log_weights = torch.tensor(20.0, requires_grad=True), torch.zeros(len(x))
     with passes:

@@ -4,7 +4,7 @@ and loads that are under way while it multiplies.
 
 from __future__ import annotations
 
-from contrastile.backends.triton_sweep import MERGE_BLOCK
+from contrastile.backends.triton_launches import MERGE_BLOCK
 from contrastile.bench.static.bounds import Bound, Traits
 from contrastile.bench.static.compile import Compiled
 from contrastile.bench.static.matrix import Configuration, bound, compiled, traits

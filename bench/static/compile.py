@@ -129,5 +129,5 @@ def _run_on(cubin: bytes, program: Path, *options: str) -> str:
         file.flush()
         finished = subprocess.run([program, *options, file.name], capture_output=True, text=True)
     if finished.returncode:
-        raise RuntimeError(f"{program.name} ended with {finished.returncode}: {finished.stderr.strip()}")
+        raise RuntimeError(f"{program.name} failed: {finished.stderr.strip()}")
     return finished.stdout

@@ -9,20 +9,19 @@ from math import isqrt
 from typing import Any
 
 import torch
-from contrastile.backends.triton_gradients import NO_STRIP, PAIRS_WITHOUT_STRIP
-from contrastile.backends.triton_rows import ROW_OPTIONS, row_constants
-from contrastile.backends.triton_sums import NO_SUMS
-from contrastile.backends.triton_sweep import MERGE_BLOCK, launch_options
+from contrastile.backends.tiled.gradients import NO_STRIP, PAIRS_WITHOUT_STRIP
+from contrastile.backends.tiled.sums import NO_SUMS
+from contrastile.backends.triton_launches import MERGE_BLOCK, ROW_OPTIONS, launch_options, row_constants
 from contrastile.bench.static.bounds import Bound, Tile, Traits, Walk, bound_of, traits_of
 from contrastile.bench.static.compile import Buffer, Compiled, compile_kernel
-from contrastile.kernels.coefficients import Strip, Weights, coefficients_kernel
-from contrastile.kernels.gradient import Gradients, gradient_kernel
+from contrastile.kernels.arguments import Gradients, Pairs, Strip, Sums, Weights, Window
+from contrastile.kernels.coefficients import coefficients_kernel
+from contrastile.kernels.gradient import gradient_kernel
 from contrastile.kernels.merge import merge_kernel
 from contrastile.kernels.plans import MOST_FUSED_FEATURES, TilePlan, gradient_plan, tile_plan
 from contrastile.kernels.positives import positives_kernel
 from contrastile.kernels.rows import finish_rows_kernel
 from contrastile.kernels.statistics import statistics_kernel
-from contrastile.kernels.tiles import Pairs, Sums, Window
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 TARGETS = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942")

@@ -15,7 +15,7 @@ from math import isqrt
 from pathlib import Path
 
 import triton
-from contrastile.backends.triton_gradients import PAIRS_WITHOUT_STRIP
+from contrastile.backends.tiled.gradients import PAIRS_WITHOUT_STRIP
 from contrastile.bench.static import bounds
 from contrastile.bench.static.compile import Compiled, compile_kernel
 from contrastile.bench.static.disassembly import parse_sass

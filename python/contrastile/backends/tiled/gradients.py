@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from contrastile.backends import workspace_bytes
-from contrastile.backends.triton_rows import RowSums
-from contrastile.backends.triton_sums import NO_SUMS, Totals
-from contrastile.backends.triton_sweep import Sweep, interpreting
-from contrastile.kernels import gradient
-from contrastile.kernels.coefficients import Strip, Weights, coefficients_kernel
-from contrastile.kernels.tiles import Window
+from contrastile.backends.tiled.launches import Kernels, Sweep
+from contrastile.backends.tiled.rows import RowSums
+from contrastile.backends.tiled.sums import NO_SUMS, Totals
+from contrastile.kernels import arguments
+from contrastile.kernels.arguments import Strip, Weights, Window
 from contrastile.pairs import GivenWeights, GradNeeds, PairProblem, PairStats
 from contrastile.statistics import denominators
 
 NO_STRIP = Strip(None, 0, None)
 FLOAT16_EXPONENT = 14  # of the largest coefficient as float16 stores it: two powers of two below overflow
+ROW_ALIGNMENT = 16  # bytes
 STRIP_SHARE = 2  # one part in so many of the workspace
 PAIRS_WITHOUT_STRIP = 2**26  # of a window: 24 MiB of partial sums in tiles of 64 x 64
 # A strip of whole rows adds to all of dY: 8 D bytes a column against 2 D flop for each of its rows.
@@ -57,9 +57,10 @@ class Gradients:
         if by_column is not None and not is_diagonal:
             _add_product(by_column[cols], coefficients.T, anchors[rows])
 
-    def rows(self) -> RowSums:
+    def rows(self, kernels: Kernels) -> RowSums:
         """What the last pass over them takes."""
         return RowSums(
+            kernels,
             self.dx,
             self.dy,
             self.needs.dx,
@@ -81,28 +82,16 @@ def largest_coefficient(weights: GivenWeights) -> Tensor | None:
 
 def fused_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, grads: Gradients, totals: Totals) -> None:
     """By the fused kernel; the sums come with the first launch of a window."""
-    problem, plan = sweep.problem, sweep.plan
+    problem = sweep.problem
     factor = _factor_of_float16(problem, largest) if problem.anchors.dtype == torch.float16 else None
-    targets = [gradient.Gradients(grads.dx, grads.dy, factor)]
+    targets = [arguments.Gradients(grads.dx, grads.dy, factor)]
     if grads.dx is not None and grads.dy is not None and torch.are_deterministic_algorithms_enabled():
-        targets = [gradient.Gradients(grads.dx, None, factor), gradient.Gradients(None, grads.dy, factor)]
+        targets = [arguments.Gradients(grads.dx, None, factor), arguments.Gradients(None, grads.dy, factor)]
     for window in sweep.windows(PAIRS_WITHOUT_STRIP):
-        tile_rows, tile_cols = plan.tiles(window)
-        partials = totals.partials(window, plan)
+        partials = totals.partials(window, sweep.plan)
         for target, sums in zip(targets, (partials, (NO_SUMS, NO_SUMS)), strict=False):
-            owns_candidates = target.anchors is None
-            sweep.launch(
-                gradient.gradient_kernel,
-                tile_cols if owns_candidates else tile_rows,
-                sweep.pairs,
-                window,
-                _kernel_weights(weights),
-                target,
-                *sums,
-                CAP=weights.cap,
-                OWNS_CANDIDATES=owns_candidates,
-            )
-        sweep.merge(totals.parts(window), partials)
+            sweep.gradient(window, _kernel_weights(weights), target, *sums, weights.cap)
+        totals.merge(sweep, window, partials)
     if factor is not None:
         grads.factor = factor.reciprocal()  # exact: a power of two
 
@@ -113,8 +102,8 @@ def strip_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, gra
     for window in sweep.windows(PAIRS_WITHOUT_STRIP if strip is None else strip.most_pairs):
         partials = totals.partials(window, sweep.plan)
         into = NO_STRIP if strip is None else strip.of_window(window)
-        sweep.launch_tiles(coefficients_kernel, window, _kernel_weights(weights), into, *partials, CAP=weights.cap)
-        sweep.merge(totals.parts(window), partials)
+        sweep.coefficients(window, _kernel_weights(weights), into, *partials, weights.cap)
+        totals.merge(sweep, window, partials)
         if strip is not None:
             grads.add(window, into.coefficients, strip.anchors, strip.candidates)
     if strip is not None and strip.factor is not None:
@@ -147,20 +136,18 @@ def one_direction_sweep(sweep: Sweep, gain: float, grads: Gradients) -> PairStat
     is_miss = torch.zeros_like(shift, dtype=torch.bool)
     weight = torch.empty_like(shift)
     weights = Weights(shift, torch.ones_like(shift), None, None, torch.zeros_like(shift))
-    buffer = problem.anchors.new_empty(_whole_rows(sweep) * problem.cols)
+    buffer = problem.anchors.new_empty(_whole_rows(sweep) * strip_stride(problem.cols, problem.anchors.dtype))
     for window in _windows_of_whole_rows(sweep):
         rows = slice(window.first_row, window.first_row + window.rows)
-        into = Strip(buffer[: window.rows * window.cols].view(window.rows, window.cols), window.cols, None)
+        into = strip_of(buffer, window, None)
         partials = totals.partials(window, sweep.plan)
-        sweep.launch_tiles(coefficients_kernel, window, weights, into, *partials, CAP=False)
-        sweep.merge(totals.parts(window), partials)
+        sweep.coefficients(window, weights, into, *partials, False)
+        totals.merge(sweep, window, partials)
 
         found = denominators(totals.rows.max[rows], totals.rows.sum[rows], positive_logit[rows])
         is_miss[rows] = ~((found.log() - shift[rows]).abs() <= LARGEST_MISS)  # a NaN is one
         shift[rows] = torch.where(is_miss[rows], found.shift, shift[rows])
-        sweep.launch_tiles(
-            coefficients_kernel, window, weights, into._replace(rows=is_miss), NO_SUMS, NO_SUMS, CAP=False
-        )
+        sweep.coefficients(window, weights, into._replace(rows=is_miss), NO_SUMS, NO_SUMS, False)
         unit = (found.shift - shift[rows]).exp()  # of the sums found, in that of the strip
         weight[rows] = found.over(torch.full_like(unit, gain)) / unit
         at_positive = -problem.scale[rows] * found.negative * unit
@@ -206,13 +193,24 @@ class _Strip:
         elif dtype == torch.float16:
             factor = _factor_of_float16(problem, largest)
         pairs = workspace_bytes() // STRIP_SHARE // dtype.itemsize
-        largest_window = max(window.rows * window.cols for window in sweep.windows(pairs))
+        largest_window = max(window.rows * strip_stride(window.cols, dtype) for window in sweep.windows(pairs))
         buffer = torch.empty(largest_window, dtype=dtype, device=problem.anchors.device)
         return cls(pairs, buffer, problem.anchors.to(dtype), problem.candidates.to(dtype), factor)
 
     def of_window(self, window: Window) -> Strip:
-        coefficients = self.buffer[: window.rows * window.cols].view(window.rows, window.cols)
-        return Strip(coefficients, window.cols, self.factor)
+        return strip_of(self.buffer, window, self.factor)
+
+
+def strip_of(buffer: Tensor, window: Window, factor: Tensor | None) -> Strip:
+    stride = strip_stride(window.cols, buffer.dtype)
+    rows = buffer[: window.rows * stride].view(window.rows, stride)
+    return Strip(rows[:, : window.cols], stride, factor)
+
+
+def strip_stride(cols: int, dtype: torch.dtype) -> int:
+    """So that every row of a strip starts on 16 bytes."""
+    together = ROW_ALIGNMENT // dtype.itemsize
+    return -(-cols // together) * together
 
 
 def _factor_of_float16(problem: PairProblem, largest: Tensor | None) -> Tensor:
@@ -230,7 +228,7 @@ def _add_product(target: Tensor, coefficients: Tensor, embeddings: Tensor) -> No
     """target += coefficients @ embeddings, in float32 whatever these two are."""
     if coefficients.dtype == torch.float32:
         target.addmm_(coefficients, embeddings)
-    elif interpreting():
+    elif not coefficients.is_cuda:
         target.addmm_(coefficients.float(), embeddings.float())  # no such product of 16-bit tensors on a CPU
     else:
         torch.addmm(target, coefficients, embeddings, out_dtype=torch.float32, out=target)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from contrastile.backends.tiled.launches import Sweep
+from contrastile.kernels.arguments import Sums, Window
 from contrastile.kernels.plans import TilePlan
-from contrastile.kernels.tiles import Sums, Window
 from contrastile.pairs import GivenWeights, PairProblem, PairStats
 
 NO_SUMS = Sums(None, None, None)
@@ -66,12 +67,15 @@ class Totals:
             _partial_sums(self._totals_of_columns(window), tile_rows, window.cols),
         )
 
-    def parts(self, window: Window) -> tuple[Sums, Sums]:
-        """The totals that a window adds to."""
-        return (
+    def merge(self, sweep: Sweep, window: Window, partials: tuple[Sums, Sums]) -> None:
+        """Adds what a window's tiles left in `partials`."""
+        parts = (
             _part(self.rows, window.first_row, window.rows),
             _part(self._totals_of_columns(window), window.first_col, window.cols),
         )
+        for tiles, totals in zip(partials, parts, strict=True):
+            if any(lines is not None for lines in tiles):
+                sweep.merge(tiles, totals)
 
     def stats(self, positive_logit: Tensor | None, row_rank: Tensor | None = None) -> PairStats:
         cols = self.rows if self.problem.self_similarity and self.columns else self.cols

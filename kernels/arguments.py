@@ -1,0 +1,63 @@
+"""What the kernels take, in groups: tensors at a launch, pointers in a kernel."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Pairs(NamedTuple):
+    """Embeddings and masks of a problem: tensors at a launch, pointers in a kernel."""
+
+    anchors: Any  # (N, D), a tensor or a descriptor of one
+    candidates: Any  # (M, D), likewise
+    anchor_stride: Any  # elements from a row to the next
+    candidate_stride: Any
+    scale: Any  # (N,) float32
+    positives: Any  # (N,) int64 or None
+    row_groups: Any  # (N,) int64 or None
+    col_groups: Any  # (M,) int64 or None
+    self_offset: Any  # row i and column i + self_offset are one sample; None: all are different
+    rows: Any  # N
+    cols: Any  # M
+
+
+class Window(NamedTuple):
+    first_row: Any
+    first_col: Any
+    rows: Any
+    cols: Any
+
+
+class Sums(NamedTuple):
+    """Of exponentials, by row or by column; None where not asked for. One line for each tile on the way."""
+
+    max: Any  # (tiles, length): a shift: the largest logit or a number near it
+    sum: Any  # (tiles, length): sum of exp(logit - shift)
+    mass: Any  # (tiles, length): sum of phi
+
+
+class Weights(NamedTuple):
+    """GivenWeights as a kernel takes them; a direction without a shift is absent."""
+
+    row_shift: Any  # (N,) float32, as all below
+    row_gain: Any  # (N,)
+    col_shift: Any  # (M,)
+    col_gain: Any  # (M,)
+    positive_coeff: Any  # (N,)
+
+
+class Strip(NamedTuple):
+    """Where the coefficients go."""
+
+    coefficients: Any  # (window rows, window columns); None: only sums are wanted
+    stride: Any  # elements from a row to the next
+    factor: Any  # (1,) float32 that all are multiplied with, to fit float16; None: 1
+    rows: Any = None  # (N,) bool: tiles without any of these rows stay as they are; None: all are written
+
+
+class Gradients(NamedTuple):
+    """What the products are added to, contiguous and float32. That of the owned side is given."""
+
+    anchors: Any  # (N, D) or None
+    candidates: Any  # (M, D) or None
+    factor: Any  # (1,) float32 that all coefficients are multiplied with, to fit float16; None: 1

@@ -1,0 +1,86 @@
+"""What the tiled sweeps ask of a backend: its kernels, and how it cuts a problem into tiles."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from contrastile.kernels.arguments import Gradients, Strip, Sums, Weights, Window
+from contrastile.kernels.plans import TilePlan, window_plan
+from contrastile.pairs import PairProblem
+
+
+class Sweep(ABC):
+    """A problem made ready for the launches of one plan. None of them waits for the device."""
+
+    def __init__(self, problem: PairProblem, plan: TilePlan) -> None:
+        self.problem = problem
+        self.plan = plan
+
+    def windows(self, most_pairs: int) -> Iterator[Window]:
+        problem = self.problem
+        plan = window_plan(problem.rows, problem.cols, most_pairs, self.multiple, problem.self_similarity)
+        return plan.windows(problem.rows, problem.cols, problem.self_similarity)
+
+    @property
+    def multiple(self) -> int:
+        """Of which the sides of a window are multiples, unless they end with the problem."""
+        return max(self.plan.block_rows, self.plan.block_cols)
+
+    @abstractmethod
+    def statistics(
+        self, window: Window, row_sums: Sums, col_sums: Sums, positive_logit: Tensor | None, row_rank: Tensor | None
+    ) -> None:
+        """Sums over the negatives of each tile; ranks are added to what row_rank holds."""
+
+    @abstractmethod
+    def coefficients(
+        self, window: Window, weights: Weights, strip: Strip, row_sums: Sums, col_sums: Sums, cap: bool
+    ) -> None:
+        """Coefficients of each tile into the strip, and the sums met on the way."""
+
+    @abstractmethod
+    def gradient(
+        self, window: Window, weights: Weights, gradients: Gradients, row_sums: Sums, col_sums: Sums, cap: bool
+    ) -> None:
+        """Both or one of the gradients by the fused kernel, and the sums met on the way."""
+
+    @abstractmethod
+    def merge(self, tiles: Sums, totals: Sums) -> None:
+        """Lines of tiles into totals (length,), joined with what these hold."""
+
+    @abstractmethod
+    def positives(self) -> Tensor | None:
+        """Logits of the positives, (N,), as the tiles compute them."""
+
+
+class Kernels(Protocol):
+    """Of a backend. A plan of the fused kernel is None where a strip serves better."""
+
+    def sweep(self, problem: PairProblem, plan: TilePlan) -> Sweep: ...
+
+    def statistics_plan(self, problem: PairProblem, ranks: bool) -> TilePlan: ...
+
+    def strip_plan(self, problem: PairProblem, sums: bool) -> TilePlan: ...
+
+    def fused_plan(self, problem: PairProblem, sums: bool) -> TilePlan | None: ...
+
+    def tuned(self, sweep: str, problem: PairProblem, plan: TilePlan, run: Callable[[TilePlan], object]) -> TilePlan:
+        """The fastest plan that is known for this sweep; `run` does it by a plan."""
+
+    def finish_rows(
+        self,
+        sums: Tensor,
+        row_factors: Tensor | None,
+        other_sums: Tensor | None,
+        factor: Tensor | None,
+        embeddings: Tensor | None,
+        gradient: Tensor | None,
+        moments: Tensor | None,
+    ) -> Any:
+        """gradient (N, D) = factor * (row_factors * sums + other_sums), rounded to its dtype, and the dot products of
+        embeddings with the part that sums have in it. What is None is left out.
+        """

@@ -1,0 +1,208 @@
+"""Launches of the Triton kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from contrastile.backends.float32 import float32_products
+from contrastile.backends.tiled.launches import Sweep
+from contrastile.backends.triton_tuning import tuned
+from contrastile.kernels.arguments import Gradients, Pairs, Strip, Sums, Weights, Window
+from contrastile.kernels.coefficients import coefficients_kernel
+from contrastile.kernels.gradient import gradient_kernel
+from contrastile.kernels.merge import merge_kernel
+from contrastile.kernels.plans import TilePlan, gradient_plan, tile_plan
+from contrastile.kernels.positives import positives_kernel
+from contrastile.kernels.rows import finish_rows_kernel
+from contrastile.kernels.statistics import statistics_kernel
+from contrastile.pairs import PairProblem
+
+
+@cache
+def interpreting() -> bool:
+    """Read once, as Triton itself reads it when the kernels are defined."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+class TritonSweep(Sweep):
+    def __init__(self, problem: PairProblem, plan: TilePlan) -> None:
+        super().__init__(problem, plan)
+        self.pointers = Pairs(
+            anchors=problem.anchors,
+            candidates=problem.candidates,
+            anchor_stride=problem.anchors.stride(0),
+            candidate_stride=problem.candidates.stride(0),
+            scale=problem.scale,
+            positives=problem.positives,
+            row_groups=problem.row_groups,
+            col_groups=problem.col_groups,
+            self_offset=problem.self_offset,
+            rows=problem.rows,
+            cols=problem.cols,
+        )
+        self.pairs = self.pointers
+        if plan.descriptors:
+            self.pairs = self.pointers._replace(
+                anchors=TensorDescriptor.from_tensor(problem.anchors, [plan.block_rows, plan.block_depth]),
+                candidates=TensorDescriptor.from_tensor(problem.candidates, [plan.block_cols, plan.block_depth]),
+            )
+
+    def statistics(
+        self, window: Window, row_sums: Sums, col_sums: Sums, positive_logit: Tensor | None, row_rank: Tensor | None
+    ) -> None:
+        self._launch_tiles(statistics_kernel, window, row_sums, col_sums, positive_logit, row_rank)
+
+    def coefficients(
+        self, window: Window, weights: Weights, strip: Strip, row_sums: Sums, col_sums: Sums, cap: bool
+    ) -> None:
+        self._launch_tiles(coefficients_kernel, window, weights, strip, row_sums, col_sums, CAP=cap)
+
+    def gradient(
+        self, window: Window, weights: Weights, gradients: Gradients, row_sums: Sums, col_sums: Sums, cap: bool
+    ) -> None:
+        tile_rows, tile_cols = self.plan.tiles(window)
+        owns_candidates = gradients.anchors is None
+        arguments = (self.pairs, window, weights, gradients, row_sums, col_sums)
+        programs = tile_cols if owns_candidates else tile_rows
+        self._launch(gradient_kernel, programs, *arguments, CAP=cap, OWNS_CANDIDATES=owns_candidates)
+
+    def merge(self, tiles: Sums, totals: Sums) -> None:
+        lines, length = next(lines for lines in tiles if lines is not None).shape
+        programs = triton.cdiv(length, MERGE_BLOCK)
+        self._start(merge_kernel, programs, tiles, totals, lines, length, BLOCK=MERGE_BLOCK)
+
+    def positives(self) -> Tensor | None:
+        if self.problem.positives is None:
+            return None
+        found = torch.empty_like(self.problem.scale)
+        programs = triton.cdiv(self.problem.rows, min(self.plan.block_rows, self.plan.block_cols))
+        self._start(positives_kernel, programs, self.pointers, found, **self._tile_constants())
+        return found
+
+    def _launch_tiles(self, kernel: Any, window: Window, *arguments: Any, **constants: Any) -> None:
+        """One program a tile."""
+        tile_rows, tile_cols = self.plan.tiles(window)
+        constants |= {"GROUP_ROWS": self.plan.group_rows, "PARTS": self.plan.parts}
+        self._launch(kernel, tile_rows * tile_cols, self.pairs, window, *arguments, **constants)
+
+    def _launch(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+        constants |= {"DESCRIPTORS": self.plan.descriptors, **self._tile_constants()}
+        self._start(kernel, programs, *arguments, **constants)
+
+    def _tile_constants(self) -> dict[str, Any]:
+        return {
+            "DEPTH": self.problem.anchors.shape[1],
+            "BLOCK_ROWS": self.plan.block_rows,
+            "BLOCK_COLS": self.plan.block_cols,
+            "BLOCK_DEPTH": self.plan.block_depth,
+            "PRECISION": float32_products(_target(self.problem.anchors.device)),
+            "EMULATE_BF16": interpreting() and self.problem.anchors.dtype == torch.bfloat16,
+        }
+
+    def _start(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+        options = launch_options(self.plan.num_warps, self.plan.num_stages)
+        with on_device(self.problem.anchors.device):
+            kernel[(programs,)](*arguments, **constants, **options)
+
+
+def launch_options(num_warps: int, num_stages: int) -> dict[str, Any]:
+    """What every launch tells the compiler. Fusion of multiplications with additions is what the kernels' bounds and
+    errors were found with; what Triton does unasked depends on its version.
+    """
+    return {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
+
+
+MERGE_BLOCK = 256
+ENTRIES = 1024  # of rows, that a program of their last pass holds at a time; with twice as many some forms spill
+MOST_FEATURES = 256  # of them, of one row
+ROW_OPTIONS = launch_options(num_warps=4, num_stages=1)
+
+
+class TritonKernels:
+    """contrastile.backends.tiled.launches.Kernels."""
+
+    def sweep(self, problem: PairProblem, plan: TilePlan) -> TritonSweep:
+        return TritonSweep(problem, plan)
+
+    def statistics_plan(self, problem: PairProblem, ranks: bool) -> TilePlan:
+        return tile_plan("statistics", *_described(problem), crowded=ranks)
+
+    def strip_plan(self, problem: PairProblem, sums: bool) -> TilePlan:
+        return tile_plan("gradient", *_described(problem), crowded=sums)
+
+    def fused_plan(self, problem: PairProblem, sums: bool) -> TilePlan | None:
+        if problem.self_similarity:
+            return None
+        return gradient_plan(*_described(problem), crowded=sums or problem.row_groups is not None)
+
+    def tuned(self, sweep: str, problem: PairProblem, plan: TilePlan, run: Callable[[TilePlan], object]) -> TilePlan:
+        return tuned(sweep, problem, plan, run)
+
+    def finish_rows(
+        self,
+        sums: Tensor,
+        row_factors: Tensor | None,
+        other_sums: Tensor | None,
+        factor: Tensor | None,
+        embeddings: Tensor | None,
+        gradient: Tensor | None,
+        moments: Tensor | None,
+    ) -> None:
+        rows, depth = sums.shape
+        constants = row_constants(depth)
+        with on_device(sums.device):
+            finish_rows_kernel[(triton.cdiv(rows, constants["BLOCK_ROWS"]),)](
+                sums,
+                row_factors,
+                other_sums,
+                factor,
+                embeddings,
+                *((0, 0) if embeddings is None else embeddings.stride()),
+                gradient,
+                moments,
+                rows,
+                **constants,
+                EMULATE_BF16=interpreting() and gradient is not None and gradient.dtype == torch.bfloat16,
+                **ROW_OPTIONS,
+            )
+
+
+def row_constants(depth: int) -> dict[str, Any]:
+    block_depth = int(min(MOST_FEATURES, triton.next_power_of_2(depth)))
+    return {"DEPTH": depth, "BLOCK_ROWS": ENTRIES // block_depth, "BLOCK_DEPTH": block_depth}
+
+
+def _described(problem: PairProblem) -> tuple[str, int, int, bool]:
+    """What a plan depends on: target, bits of an element, features, whether tensor descriptors can be used."""
+    x, y = problem.anchors, problem.candidates
+    return _target(x.device), x.element_size() * 8, x.shape[1], _fits_descriptors(x, y)
+
+
+def _fits_descriptors(*embeddings: Tensor) -> bool:
+    """Tensor descriptors need rows that start on 16 bytes."""
+    return all(
+        t.data_ptr() % 16 == 0 and t.stride(0) * t.element_size() % 16 == 0 and t.shape[1] * t.element_size() >= 16
+        for t in embeddings
+    )
+
+
+@cache
+def _target(device: torch.device) -> str:
+    if interpreting():
+        return "interpreter"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return str(properties.gcnArchName).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def on_device(device: torch.device) -> AbstractContextManager[Any]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
