@@ -10,8 +10,10 @@ PIP := $(RUN) -m pip install --quiet --disable-pip-version-check --constraint te
 # With a compiler at hand a failed build of the C++ module is an error, without one eager PyTorch serves.
 COMPILER := $(shell command -v c++ || command -v g++ || command -v clang++)
 CONTRASTILE_BUILD ?= $(if $(COMPILER),required,auto)
+# Without a GPU the CUDA kernels are not compiled, which takes minutes: the tests run them on the processor.
+CONTRASTILE_CUDA ?= $(if $(shell command -v nvidia-smi),auto,0)
 
-PACKAGE_PARTS := pyproject.toml setup.py CMakeLists.txt tests/constraints.txt tests/constraints-triton.txt $(wildcard csrc/*.cpp csrc/cpu/*)
+PACKAGE_PARTS := pyproject.toml setup.py CMakeLists.txt tests/constraints.txt tests/constraints-triton.txt $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 
 .DEFAULT_GOAL := targets
 .DELETE_ON_ERROR:
@@ -56,7 +58,7 @@ $(RUN):
 
 $(VENV)/.package: $(PACKAGE_PARTS) | $(RUN)
 	@echo "installing contrastile and PyTorch into $(VENV)"
-	@CONTRASTILE_BUILD=$(CONTRASTILE_BUILD) $(PIP) --editable .
+	@CONTRASTILE_BUILD=$(CONTRASTILE_BUILD) CONTRASTILE_CUDA=$(CONTRASTILE_CUDA) $(PIP) --editable .
 	@touch $@
 
 # One stamp for each extra of pyproject.toml: the installed package is kept, what the extra adds is installed.

@@ -5,11 +5,18 @@ The environment variable CONTRASTILE_BUILD says what happens where it cannot be 
     auto        (default) the reason is printed and the package installs without it; eager PyTorch serves
     required    the installation fails
     0           no build is tried
+
+CONTRASTILE_CUDA says whether the module gets its CUDA kernels:
+
+    auto        (default) where nvcc is found
+    1           the build fails without nvcc; where there is none, that of the PyPI wheels is brought for the build
+    0           no
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +26,10 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 BUILD_CHOICES = ("auto", "required", "0")
+CUDA_CHOICES = ("auto", "1", "0")
+# One release of all: a compiler does not take another one's headers.
+NVCC_WHEELS = [f"nvidia-{name}==13.0.*" for name in ("cuda-nvcc", "cuda-crt", "nvvm", "cuda-runtime", "cuda-cccl")]
+NVCC_OF_WHEELS = Path("nvidia", "cu13", "bin", "nvcc")
 
 
 class CMakeBuild(build_ext):
@@ -48,9 +59,29 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={module.parent}",
+            f"-DCONTRASTILE_CUDA={cuda_choice()}",
         ]  # fmt: skip
+        nvcc = nvcc_of_wheels()
+        if nvcc is not None and not has_own_nvcc():
+            configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
         for command in (configure, [cmake_program, "--build", self.build_temp]):
             subprocess.run(command, check=True, env={**os.environ, "PATH": path})
+
+
+def cuda_choice() -> str:
+    choice = os.environ.get("CONTRASTILE_CUDA", "auto")
+    if choice not in CUDA_CHOICES:
+        raise SystemExit(f"CONTRASTILE_CUDA is {choice!r}: expected one of {', '.join(CUDA_CHOICES)}")
+    return choice
+
+
+def has_own_nvcc() -> bool:
+    return bool(os.environ.get("CUDACXX") or shutil.which("nvcc"))
+
+
+def nvcc_of_wheels() -> Path | None:
+    found = (Path(folder, NVCC_OF_WHEELS) for folder in sys.path)
+    return next((path for path in found if path.exists()), None)
 
 
 def skipped(reason: str) -> None:
@@ -67,5 +98,8 @@ def sources(*suffixes: str) -> list[str]:
 
 
 # sources and depends also tell setuptools what belongs into a source distribution.
-extension = Extension("contrastile._C", sources(".cpp"), depends=[*sources(".h"), "CMakeLists.txt"], optional=True)
-setup(ext_modules=[extension], cmdclass={"build_ext": CMakeBuild})
+others = [*sources(".h", ".cu"), "CMakeLists.txt"]
+extension = Extension("contrastile._C", sources(".cpp"), depends=others, optional=True)
+# setuptools passes setup_requires on to the build's own environment.
+brought = NVCC_WHEELS if cuda_choice() == "1" and not has_own_nvcc() else []
+setup(ext_modules=[extension], cmdclass={"build_ext": CMakeBuild}, setup_requires=brought)

@@ -11,6 +11,9 @@
 #include <string>
 #include <vector>
 
+#ifdef CONTRASTILE_HAS_CUDA
+#include "cuda_bindings.h"
+#endif
 #include "cpu/isa.h"
 #include "cpu/sweeps.h"
 #include "cpu/team.h"
@@ -109,7 +112,11 @@ double fma_peak(int threads, double seconds) {
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
-  module.doc() = "C++ sweeps over raw pointers; use contrastile.backends.";
+  module.doc() = "C++ and CUDA sweeps over raw pointers; use contrastile.backends.";
+#ifdef CONTRASTILE_HAS_CUDA
+  py::module_ cuda = module.def_submodule("cuda", "Launches of the CUDA kernels.");
+  contrastile::cuda::bind(cuda);
+#endif
 
   py::class_<EmbeddingView>(module, "EmbeddingView")
       .def(py::init([](Address data, std::int64_t rows, std::int64_t depth, std::int64_t row_stride,

@@ -49,7 +49,7 @@ def child(code: str, **environment: str) -> subprocess.CompletedProcess:
 
 def test_available_names_every_backend_and_eager_always_runs():
     found = ct.backends.available()
-    assert list(found) == ["triton", "cpu", "eager"]
+    assert list(found) == ["triton", "cuda", "cpu", "eager"]
     assert found["eager"] is None
     assert all(reason is None or isinstance(reason, str) for reason in found.values())
 
@@ -144,7 +144,7 @@ def test_automatic_choice_prefers_cpu_and_is_silent(monkeypatch):
 
 def test_automatic_choice_falls_back_and_says_why_once(monkeypatch):
     pretend(monkeypatch, cpu="the C++ extension is not there")
-    with pytest.warns(RuntimeWarning, match=r"'cpu' cannot run and a slower one is used: the C\+\+ extension"):
+    with pytest.warns(RuntimeWarning, match=r"'cpu' cannot run and another is used: the C\+\+ extension"):
         ct.info_nce(X, X, 1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -173,10 +173,11 @@ def test_automatic_choice_by_device_and_dtype_is_silent(monkeypatch, device, dty
         assert backends.resolve(None, device, dtype) == expected
 
 
-def test_without_triton_tensors_on_a_gpu_fall_back_and_say_so(monkeypatch):
-    pretend(monkeypatch, triton="No module named 'triton'")
-    with pytest.warns(RuntimeWarning, match="'triton' cannot run and a slower one is used: No module named 'triton'"):
-        assert backends.resolve(None, "cuda") == "eager"
+@pytest.mark.parametrize(("others", "expected"), [({}, "cuda"), ({"cuda": "built without it"}, "eager")])
+def test_without_triton_tensors_on_a_gpu_fall_back_and_say_so(monkeypatch, others, expected):
+    pretend(monkeypatch, triton="No module named 'triton'", **others)
+    with pytest.warns(RuntimeWarning, match="'triton' cannot run and another is used: No module named 'triton'"):
+        assert backends.resolve(None, "cuda") == expected
 
 
 # A named backend that cannot run
@@ -200,7 +201,7 @@ def test_a_named_backend_that_cannot_run_raises_with_the_reason(monkeypatch, how
 
 @pytest.mark.parametrize("how", ["argument", "context", "environment"])
 def test_an_unknown_backend_raises_and_lists_those_there_are(monkeypatch, how):
-    with pytest.raises(ValueError, match=r"backend is 'gpu': expected one of 'triton', 'cpu', 'eager'"):
+    with pytest.raises(ValueError, match=r"backend is 'gpu': expected one of 'triton', 'cuda', 'cpu', 'eager'"):
         name_by(how, "gpu", monkeypatch)
 
 

@@ -70,7 +70,7 @@ EMBEDDINGS = [
     ({"groups": IDS}, TypeError, r"groups is torch.int64: expected \(row_ids, col_ids\)"),
     ({"groups": (IDS,)}, TypeError, r"groups is tuple: expected \(row_ids, col_ids\)"),
     ({"groups": (IDS, IDS.to("meta"))}, ValueError, r"groups\[1\] is on meta"),
-    ({"backend": "cudnn"}, ValueError, r"backend is 'cudnn': expected one of 'triton', 'cpu', 'eager'"),
+    ({"backend": "cudnn"}, ValueError, r"backend is 'cudnn': expected one of 'triton', 'cuda', 'cpu', 'eager'"),
 ]
 
 

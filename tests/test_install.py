@@ -95,7 +95,7 @@ class Environment:
 def run(command: list, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
     # Neither this environment's checkout nor its choice of a backend may reach the new one.
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("CONTRASTILE_")}
-    environment = {**kept, **environment}
+    environment = {**kept, "CONTRASTILE_CUDA": "0", **environment}  # they take minutes, and have a test of their own
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=600)
     if check and done.returncode:
         raise AssertionError(f"{command} failed:\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}")
@@ -132,7 +132,7 @@ def test_wheel_holds_the_package_and_its_cpu_backend_runs(environment, source, t
 
     environment.pip("install", wheel)
     report = environment.probe()
-    assert report["available"].keys() == {"triton", "cpu", "eager"}
+    assert report["available"].keys() == {"triton", "cuda", "cpu", "eager"}
     assert report["available"]["cpu"] is None
     assert report["available"]["eager"] is None
     assert report["warnings"] == []
@@ -159,6 +159,26 @@ def test_required_build_fails_loudly_without_a_compiler(environment, source):
     )
     assert done.returncode != 0
     assert "contrastile._C was not built" in done.stdout + done.stderr
+
+
+@needs_compiler
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="there is no nvcc")
+def test_cuda_kernels_are_built_where_asked_for_and_say_that_there_is_no_device(environment, source):
+    # Portable code for one chip stands for all: tests/test_cuda_resources.py compiles every kernel for each.
+    environment.pip("install", source, CONTRASTILE_BUILD="required", CONTRASTILE_CUDA="1", CUDAARCHS="80-virtual")
+    report = environment.probe()
+    assert report["available"]["cpu"] is None
+    if not torch.cuda.is_available():
+        assert report["available"]["cuda"] == "no CUDA device"
+
+
+@needs_compiler
+def test_cuda_kernels_that_were_asked_for_and_cannot_be_built_fail_loudly(environment, source, build_tools):
+    tools = os.pathsep.join([str(build_tools / "bin"), "/usr/bin", "/bin"])
+    asked = {"PATH": tools, "CUDACXX": "/nowhere/nvcc", "CONTRASTILE_BUILD": "required", "CONTRASTILE_CUDA": "1"}
+    done = environment.pip("install", source, check=False, **asked)
+    assert done.returncode != 0
+    assert "nvcc" in done.stdout + done.stderr
 
 
 def test_build_switched_off_names_the_switch(environment, source):

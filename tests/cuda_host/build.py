@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ def compiler() -> str | None:
     return os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
 
 
-def flags(sanitizer: str = "", checks: bool = False) -> list[str]:
-    options = ["-std=c++20", "-g", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+def flags(sanitizer: str = "", checks: bool = False, includes: Sequence[Path] = ()) -> list[str]:
+    options = ["-std=c++20", "-g", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     options += ["-O1", "-fno-omit-frame-pointer", f"-fsanitize={sanitizer}"] if sanitizer else ["-O2"]
     if "undefined" in sanitizer:
         options.append("-fno-sanitize-recover=undefined")
@@ -41,7 +42,7 @@ def flags(sanitizer: str = "", checks: bool = False) -> list[str]:
         options.append("-fno-gnu-unique")
     if checks:
         options.append("-DCONTRASTILE_HOST_CHECKS")
-    return [*options, "-DCONTRASTILE_HOST_EXECUTION", *(f"-I{folder}" for folder in INCLUDES)]
+    return [*options, "-DCONTRASTILE_HOST_EXECUTION", *(f"-I{folder}" for folder in (*INCLUDES, *includes))]
 
 
 def version() -> str:
@@ -51,9 +52,9 @@ def version() -> str:
     return subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
 
 
-def build(sources: Sequence[Path], sanitizer: str = "", checks: bool = False) -> Path:
+def build(sources: Sequence[Path], sanitizer: str = "", checks: bool = False, includes: Sequence[Path] = ()) -> Path:
     """A shared library of `sources`, .cu or .cpp; built once for the same text, headers, flags and compiler."""
-    options = flags(sanitizer, checks)
+    options = flags(sanitizer, checks, includes)
     headers = sorted(path for folder in INCLUDES for path in folder.rglob("*") if path.suffix in (".h", ".cuh"))
     digest = hashlib.sha256(" ".join([version(), *options]).encode())
     for path in [*map(Path, sources), *headers]:
@@ -65,13 +66,23 @@ def build(sources: Sequence[Path], sanitizer: str = "", checks: bool = False) ->
     BUILDS.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=BUILDS) as folder:
         unfinished = Path(folder, library.name)
-        command = [str(compiler()), *options, "-o", str(unfinished)]
-        command += ["-x", "c++", *map(str, sources), "-x", "none", "-ldl"]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
+        objects = [f"{folder}/{Path(source).name}.o" for source in sources]
+        compile_one = [str(compiler()), *options, "-c", "-x", "c++"]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(
+                pool.map(
+                    lambda pair: _run([*compile_one, str(pair[0]), "-o", pair[1]]), zip(sources, objects, strict=True)
+                )
+            )
+        _run([str(compiler()), *options, "-shared", "-o", str(unfinished), *objects, "-ldl"])
         unfinished.replace(library)
     return library
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
 
 
 def sanitizer_environment(sanitizer: str = SANITIZERS) -> dict[str, str]:

@@ -23,9 +23,14 @@ from contrastile.pairs import Backend
 
 __all__ = ["available", "get", "resolve", "set_workspace", "use_backend", "workspace_bytes"]
 
-AUTOMATIC_ORDER = ("triton", "cpu", "eager")
-DEVICES = {"triton": ("cuda",), "cpu": ("cpu",)}  # device types that a backend is limited to; no entry: any
-DTYPES = {"triton": (torch.float16, torch.bfloat16, torch.float32)}  # likewise dtypes of embeddings
+AUTOMATIC_ORDER = ("triton", "cuda", "cpu", "eager")
+DEVICES = {
+    "triton": ("cuda",),
+    "cuda": ("cuda",),
+    "cpu": ("cpu",),
+}  # device types that a backend is limited to; no entry: any
+GPU_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+DTYPES = {"triton": GPU_DTYPES, "cuda": GPU_DTYPES}  # likewise dtypes of embeddings
 MODULES = {name: f"contrastile.backends.{name}" for name in AUTOMATIC_ORDER}
 
 DEFAULT_WORKSPACE_MB = 64
@@ -160,7 +165,7 @@ def _tell_once(name: str, reason: str) -> None:
     if name not in _fallbacks_told:
         _fallbacks_told.add(name)
         warnings.warn(
-            f"contrastile's backend {name!r} cannot run and a slower one is used: {reason}",
+            f"contrastile's backend {name!r} cannot run and another is used: {reason}",
             RuntimeWarning,
             stacklevel=2,
         )

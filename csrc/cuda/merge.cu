@@ -1,0 +1,51 @@
+// Joins the sums that tiles left behind into running totals, in the order of the tiles.
+//
+//   reads   12 bytes for every tile and entry, once
+//   writes  12 bytes for every entry
+//   bound   DRAM bandwidth
+#include "device.h"
+#include "kernels.h"
+#include "launch.h"
+#include "negatives.h"
+
+namespace contrastile::cuda {
+namespace {
+
+constexpr int merge_threads = 256;
+
+struct MergeArguments {
+  Sums tiles, totals;
+  int lines, length;
+};
+
+__global__ void __launch_bounds__(merge_threads) merge_kernel(const __grid_constant__ MergeArguments arguments) {
+  const Sums &tiles = arguments.tiles, &totals = arguments.totals;
+  const int length = arguments.length, entry = block_id() * merge_threads + device::thread_id();
+  if (entry >= length) return;
+  if (totals.max) {
+    float max = totals.max[entry], sum = totals.sum[entry];
+    for (int line = 0; line < arguments.lines; ++line) {
+      const float tile_max = tiles.max[line * length + entry], tile_sum = tiles.sum[line * length + entry];
+      const float joint = fmaxf(max, tile_max), shift = finite(joint);
+      sum = sum * exponential(max - shift) + tile_sum * exponential(tile_max - shift);
+      max = joint;
+    }
+    totals.max[entry] = max;
+    totals.sum[entry] = sum;
+  }
+  if (totals.mass) {
+    float mass = totals.mass[entry];
+    for (int line = 0; line < arguments.lines; ++line) mass += tiles.mass[line * length + entry];
+    totals.mass[entry] = mass;
+  }
+}
+
+}  // namespace
+
+void launch_merge(const Sums& tiles, const Sums& totals, int lines, int length, Stream stream) {
+  if (length == 0) return;
+  launch<merge_kernel>("merge", ceil_div(length, merge_threads), merge_threads, 0, stream,
+                       MergeArguments{tiles, totals, lines, length});
+}
+
+}  // namespace contrastile::cuda
