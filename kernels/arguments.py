@@ -61,3 +61,17 @@ class Gradients(NamedTuple):
     anchors: Any  # (N, D) or None
     candidates: Any  # (M, D) or None
     factor: Any  # (1,) float32 that all coefficients are multiplied with, to fit float16; None: 1
+
+
+class RowPass(NamedTuple):
+    """gradient = factor * (row_factors * sums + other_sums), rounded to its dtype, and moments, the dot products of
+    embeddings with the part that sums have in it. What is None is left out.
+    """
+
+    sums: Any  # (N, D) float32, contiguous
+    row_factors: Any  # (N,) float32
+    other_sums: Any  # (N, D) float32, contiguous
+    factor: Any  # (1,) float32
+    embeddings: Any  # (N, D)
+    gradient: Any  # (N, D), contiguous, written; may be sums
+    moments: Any  # (N,) float32, written

@@ -20,11 +20,11 @@ def finish_rows_kernel(
     row_factors,  # (N,) float32 or None: ones
     other_sums,  # (N, D) float32, contiguous, or None: of the same rows as candidates, no part of the moment
     factor,  # (1,) float32 of both sums, or None: 1
-    embeddings,  # (N, D)
-    row_stride,
-    feature_stride,
+    embeddings,  # (N, D) or None
     gradient,  # (N, D), contiguous, written, or None
     moments,  # (N,) float32, written, or None: dot product of every row with its gradient
+    row_stride,  # of embeddings, as is
+    feature_stride,
     rows,
     DEPTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,

@@ -11,12 +11,14 @@ import pytest
 import torch
 from contrastile.backends.cuda import CudaBackend
 from contrastile.backends.cuda_launches import CudaKernels
-from contrastile.pairs import PairProblem
+from contrastile.backends.tiled.rows import RowSums
+from contrastile.pairs import GradNeeds, PairProblem
 from cuda_host import build as host
 from cuda_host import kernels
-from dense_sweeps import PROBLEMS
+from dense_sweeps import BOTH, PROBLEMS, given_weights, two_towers
+from support import Shape
 from test_pair_sweeps import *  # noqa: F403
-from test_pair_sweeps import NARROW
+from test_pair_sweeps import ALL_NEEDS, NARROW
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,7 +44,68 @@ def backend(native, monkeypatch, request):
     return CudaBackend(CudaKernels(native))
 
 
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(params=CASES, ids=[f"{name}-{str(dtype)[6:]}" for name, dtype in CASES])
 def problem(request) -> PairProblem:
     name, dtype = request.param
     return PROBLEMS[name](dtype)
+
+
+# What a processor can tell of kernels beside their results
+
+
+@pytest.mark.parametrize("name", ["plain", "groups-and-self", "deep"])
+def test_schedules_change_no_bit(native, deterministic, name):
+    """Blocks in any order, threads interleaved at random: without atomic additions every sum has one order."""
+    problem = PROBLEMS[name](torch.bfloat16)
+    backend = CudaBackend(CudaKernels(native))
+    found = []
+    for schedule in (
+        {},
+        {"blocks": "reversed"},
+        *({"blocks": "random", "random_threads": True, "seed": s} for s in (1, 2)),
+    ):
+        kernels.configure(native, **schedule)
+        grads = backend.pair_grad(problem, given_weights(problem, **BOTH, cap=True), ALL_NEEDS)
+        found.append([grads.dx, grads.dy, grads.row_moment, grads.row_mass, grads.stats.row_sum, grads.stats.col_sum])
+    for others in found[1:]:
+        assert all(torch.equal(ours, first) for ours, first in zip(others, found[0], strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("deep", [False, True], ids=["fused", "strip"])
+def test_shared_memory_is_free_of_conflicts_and_of_what_nobody_wrote(native, dtype, deep):
+    kernels.configure(native)
+    problem = two_towers(Shape(130, 200, 192 if deep else 64), dtype, positives=torch.arange(130))
+    backend = CudaBackend(CudaKernels(native))
+    for run in (
+        lambda: backend.pair_stats(problem, columns=True),
+        lambda: backend.pair_grad(problem, given_weights(problem, **BOTH, cap=False), GradNeeds(dx=True, dy=True)),
+    ):
+        native.reset_totals()
+        run()
+        assert native.totals() == {"bank_conflicts": 0, "copies_never_waited_for": 0, "unwritten_bytes_read": 0}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("joined", [False, True], ids=["apart", "joined"])
+def test_rows_are_finished_with_all_factors(native, dtype, joined):
+    kernels.configure(native)
+    sums, other, x = (torch.randn(67, 40, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2, 3))
+    row_factors, factor, upstream = torch.linspace(0.1, 3, 67), torch.tensor([2.0**-20]), torch.tensor(2.0**19)
+    x = x.to(dtype)
+    rows = RowSums(CudaKernels(native), sums.clone(), other.clone(), True, True, False, factor, row_factors)
+    dx, dy, moments = rows.finish(x, upstream, dtype, joined=joined)
+    own, others = row_factors[:, None] * sums.double() / 2, other.double() / 2
+    expected = [own + others, None] if joined else [own, others]
+    for ours, truth in zip((dx, dy), expected, strict=True):
+        assert (ours is None) == (truth is None)
+        if truth is not None:
+            torch.testing.assert_close(ours, truth.float().to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
+    torch.testing.assert_close(moments.double(), (own * x.double()).sum(1), rtol=1e-5, atol=1e-5)

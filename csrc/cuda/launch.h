@@ -12,12 +12,7 @@
 namespace contrastile::cuda {
 
 #ifdef CONTRASTILE_HOST_EXECUTION
-
-template <auto Kernel, class... Arguments>
-void launch(const char*, int blocks, int threads, int shared_bytes, Stream, const Arguments&... arguments) {
-  host::launch(Kernel, dim3(blocks), dim3(threads), shared_bytes, arguments...);
-}
-
+using host::launch;
 #else
 
 inline void check(cudaError_t error, const char* kernel, int blocks, int threads, int shared_bytes) {

@@ -49,7 +49,8 @@ inline std::vector<std::uint64_t> block_order(std::uint64_t count) {
   return order;
 }
 
-inline Report last_report;  // of the launch that ended last
+inline Report last_report;   // of the launch that ended last
+inline Report total_report;  // of all launches since this was set anew
 
 // Throws KernelFailure, a runtime_error that names the kernel, the block and the thread.
 template <typename... Parameters, typename... Arguments>
@@ -76,6 +77,7 @@ Report launch_named(const std::string& name, void (*kernel)(Parameters...), dim3
     running.run(blockIdx, static_cast<char*>(shared.get()), body);
   }
   last_report = running.report;
+  total_report += running.report;
   return running.report;
 }
 

@@ -10,11 +10,12 @@ PYBIND11_MODULE(contrastile_cuda_host, module) {
   module.def("configure", [](int target, int blocks, bool random_threads, unsigned long long seed) {
     contrastile_host_configure(target, blocks, random_threads, seed);
   });
-  // Of the last launch.
-  module.def("bank_conflicts", [] {
-    const host::Report& report = host::last_report;
-    return report.loads.conflicts + report.stores.conflicts + report.matrix_loads.conflicts;
+  module.def("reset_totals", [] { host::total_report = {}; });
+  module.def("totals", [] {
+    const host::Report& total = host::total_report;
+    const auto conflicts = total.loads.conflicts + total.stores.conflicts + total.matrix_loads.conflicts;
+    return py::dict(py::arg("bank_conflicts") = conflicts,
+                    py::arg("copies_never_waited_for") = total.copies_never_waited_for,
+                    py::arg("unwritten_bytes_read") = total.unwritten_bytes_read);
   });
-  module.def("copies_never_waited_for", [] { return host::last_report.copies_never_waited_for; });
-  module.def("unwritten_bytes_read", [] { return host::last_report.unwritten_bytes_read; });
 }

@@ -45,6 +45,13 @@ struct Banks {
   std::uint64_t requests = 0;    // by a warp
   std::uint64_t wavefronts = 0;  // passes that they took
   std::uint64_t conflicts = 0;   // passes beyond the fewest possible
+
+  Banks& operator+=(const Banks& other) {
+    requests += other.requests;
+    wavefronts += other.wavefronts;
+    conflicts += other.conflicts;
+    return *this;
+  }
 };
 
 struct Report {
@@ -53,6 +60,17 @@ struct Report {
   std::uint64_t copies_never_waited_for = 0;
   std::uint64_t matrix_products = 0;
   std::uint64_t switches = 0;  // between threads
+
+  Report& operator+=(const Report& other) {
+    loads += other.loads;
+    stores += other.stores;
+    matrix_loads += other.matrix_loads;
+    unwritten_bytes_read += other.unwritten_bytes_read;
+    copies_never_waited_for += other.copies_never_waited_for;
+    matrix_products += other.matrix_products;
+    switches += other.switches;
+    return *this;
+  }
 };
 
 struct KernelFailure : std::runtime_error {

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from contrastile.backends.float32 import float32_products
 from contrastile.backends.tiled.launches import Sweep
-from contrastile.kernels.arguments import Gradients, Strip, Sums, Weights, Window
+from contrastile.kernels.arguments import Gradients, RowPass, Strip, Sums, Weights, Window
 from contrastile.kernels.plans import TilePlan
 from contrastile.pairs import PairProblem
 
@@ -112,34 +112,25 @@ class CudaKernels:
     def tuned(self, sweep: str, problem: PairProblem, plan: TilePlan, run: Callable[[TilePlan], object]) -> TilePlan:
         return plan  # tiles are compiled in
 
-    def finish_rows(
-        self,
-        sums: Tensor,
-        row_factors: Tensor | None,
-        other_sums: Tensor | None,
-        factor: Tensor | None,
-        embeddings: Tensor | None,
-        gradient: Tensor | None,
-        moments: Tensor | None,
-    ) -> None:
-        embeddings = None if embeddings is None else embeddings.contiguous()
-        given = embeddings if embeddings is not None else gradient
+    def finish_rows(self, rows: RowPass) -> None:
+        embeddings = None if rows.embeddings is None else rows.embeddings.contiguous()
+        given = rows.gradient if embeddings is None else embeddings
         assert given is not None
         row_sums = self.native.RowSums(
-            values=_at(sums),
-            other_values=_at(other_sums),
-            row_factors=_at(row_factors),
-            factor=_at(factor),
+            values=_at(rows.sums),
+            other_values=_at(rows.other_sums),
+            row_factors=_at(rows.row_factors),
+            factor=_at(rows.factor),
             embeddings=_at(embeddings),
             embedding_stride=given.stride(0),
             element_type=ELEMENT_TYPES[given.dtype],
-            gradient=_at(gradient),
-            rounds=gradient is not None and gradient.dtype != torch.float32,
-            moments=_at(moments),
-            rows=sums.shape[0],
-            depth=sums.shape[1],
+            gradient=_at(rows.gradient),
+            rounds=rows.gradient is not None and rows.gradient.dtype != torch.float32,
+            moments=_at(rows.moments),
+            rows=rows.sums.shape[0],
+            depth=rows.sums.shape[1],
         )
-        start(self.native, sums.device, "finish_rows", row_sums)
+        start(self.native, rows.sums.device, "finish_rows", row_sums)
 
 
 def start(native: ModuleType, device: torch.device, kernel: str, *arguments: Any) -> None:

@@ -15,7 +15,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from contrastile.backends.float32 import float32_products
 from contrastile.backends.tiled.launches import Sweep
 from contrastile.backends.triton_tuning import tuned
-from contrastile.kernels.arguments import Gradients, Pairs, Strip, Sums, Weights, Window
+from contrastile.kernels.arguments import Gradients, Pairs, RowPass, Strip, Sums, Weights, Window
 from contrastile.kernels.coefficients import coefficients_kernel
 from contrastile.kernels.gradient import gradient_kernel
 from contrastile.kernels.merge import merge_kernel
@@ -146,31 +146,16 @@ class TritonKernels:
     def tuned(self, sweep: str, problem: PairProblem, plan: TilePlan, run: Callable[[TilePlan], object]) -> TilePlan:
         return tuned(sweep, problem, plan, run)
 
-    def finish_rows(
-        self,
-        sums: Tensor,
-        row_factors: Tensor | None,
-        other_sums: Tensor | None,
-        factor: Tensor | None,
-        embeddings: Tensor | None,
-        gradient: Tensor | None,
-        moments: Tensor | None,
-    ) -> None:
-        rows, depth = sums.shape
+    def finish_rows(self, rows: RowPass) -> None:
+        count, depth = rows.sums.shape
         constants = row_constants(depth)
-        with on_device(sums.device):
-            finish_rows_kernel[(triton.cdiv(rows, constants["BLOCK_ROWS"]),)](
-                sums,
-                row_factors,
-                other_sums,
-                factor,
-                embeddings,
-                *((0, 0) if embeddings is None else embeddings.stride()),
-                gradient,
-                moments,
-                rows,
+        with on_device(rows.sums.device):
+            finish_rows_kernel[(triton.cdiv(count, constants["BLOCK_ROWS"]),)](
+                *rows,
+                *((0, 0) if rows.embeddings is None else rows.embeddings.stride()),
+                count,
                 **constants,
-                EMULATE_BF16=interpreting() and gradient is not None and gradient.dtype == torch.bfloat16,
+                EMULATE_BF16=interpreting() and rows.gradient is not None and rows.gradient.dtype == torch.bfloat16,
                 **ROW_OPTIONS,
             )
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
-from contrastile.kernels.arguments import Gradients, Strip, Sums, Weights, Window
+from contrastile.kernels.arguments import Gradients, RowPass, Strip, Sums, Weights, Window
 from contrastile.kernels.plans import TilePlan, window_plan
 from contrastile.pairs import PairProblem
 
@@ -71,16 +71,5 @@ class Kernels(Protocol):
     def tuned(self, sweep: str, problem: PairProblem, plan: TilePlan, run: Callable[[TilePlan], object]) -> TilePlan:
         """The fastest plan that is known for this sweep; `run` does it by a plan."""
 
-    def finish_rows(
-        self,
-        sums: Tensor,
-        row_factors: Tensor | None,
-        other_sums: Tensor | None,
-        factor: Tensor | None,
-        embeddings: Tensor | None,
-        gradient: Tensor | None,
-        moments: Tensor | None,
-    ) -> Any:
-        """gradient (N, D) = factor * (row_factors * sums + other_sums), rounded to its dtype, and the dot products of
-        embeddings with the part that sums have in it. What is None is left out.
-        """
+    def finish_rows(self, rows: RowPass) -> None:
+        """The last pass over the rows of a gradient."""

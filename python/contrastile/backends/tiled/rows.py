@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from contrastile.backends.tiled.launches import Kernels
+from contrastile.kernels.arguments import RowPass
 from contrastile.pairs import FinishedRows
 
 
@@ -31,30 +32,24 @@ class RowSums:
         if self.dx is not None:
             dx = _place_for(self.dx, dtype) if self.wants_dx else None
             moments = self.dx.new_empty(len(self.dx)) if self.wants_moment else None
-            self._finish(self.dx, self.row_factors, other, factor, anchors, dx, moments)
+            self._finish(RowPass(self.dx, self.row_factors, other, factor, anchors, dx, moments))
         if self.dy is not None and not joined:
             dy = _place_for(self.dy, dtype)
-            self._finish(self.dy, None, None, factor, None, dy, None)
+            self._finish(RowPass(self.dy, None, None, factor, None, dy, None))
         if moments is not None and self.self_similarity:
             moments.div_(2)  # One triangle: C holds every pair from both its ends, the loss once.
         return FinishedRows(dx, dy, moments)
 
-    def _finish(
-        self,
-        sums: Tensor,
-        row_factors: Tensor | None,
-        other_sums: Tensor | None,
-        factor: Tensor | None,
-        embeddings: Tensor | None,
-        gradient: Tensor | None,
-        moments: Tensor | None,
-    ) -> None:
-        if gradient is sums and row_factors is None and other_sums is None and factor is None:
-            gradient = None  # is finished as it is
-        if gradient is None and moments is None:
-            return
-        embeddings = None if moments is None else embeddings
-        self.kernels.finish_rows(sums, row_factors, other_sums, factor, embeddings, gradient, moments)
+    def _finish(self, rows: RowPass) -> None:
+        is_finished = rows.gradient is rows.sums and all(
+            part is None for part in (rows.row_factors, rows.other_sums, rows.factor)
+        )
+        if is_finished:
+            rows = rows._replace(gradient=None)
+        if rows.moments is None:
+            rows = rows._replace(embeddings=None)
+        if rows.gradient is not None or rows.moments is not None:
+            self.kernels.finish_rows(rows)
 
 
 def _place_for(sums: Tensor, dtype: torch.dtype) -> Tensor:
