@@ -1,5 +1,5 @@
-// What the kernels of this folder take. All pointers are addresses on the device; a null pointer means that the thing is
-// absent. Embeddings are rows of `depth` elements of one type; rows start on 16 bytes and are multiples of 16 bytes.
+// What the kernels of this folder take. Pointers are addresses on the device; null means that the thing is absent.
+// Embeddings are rows of `depth` elements of one type; they start on 16 bytes and are multiples of that.
 #pragma once
 
 #include <cstdint>

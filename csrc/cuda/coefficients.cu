@@ -50,8 +50,9 @@ __device__ void store_float32(const Strip& strip, const Values<Tile>& coefficien
 #pragma unroll
     for (int c = 0; c < Tile::thread_cols; c += 2) {
       const int row = origin.row_in_window + place.row(r), col = origin.col_in_window + place.col(c);
+      auto* to = static_cast<float*>(strip.coefficients) + row * strip.stride + col;
       if (row < window.rows && col < window.cols)
-        device::store_global(reinterpret_cast<device::Vector8*>(static_cast<float*>(strip.coefficients) + row * strip.stride + col),
+        device::store_global(reinterpret_cast<device::Vector8*>(to),
                              {{bits_of(coefficients.at[r][c]), bits_of(coefficients.at[r][c + 1])}});
     }
 }

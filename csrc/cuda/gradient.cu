@@ -7,8 +7,8 @@
 //
 // A block owns rows of one side, holds their gradient in registers and walks the other side, whose rows come one tile
 // ahead. Coefficients pass through shared memory, from where they are an operand of both gradients. The other side's
-// gradient ends in other blocks' hands: atomic additions, in an order that differs from run to run. Where results are to
-// repeat bit for bit, a second launch owns candidates instead, at the cost of one product more.
+// gradient ends in other blocks' hands: atomic additions, in an order that differs from run to run. Where results are
+// to repeat bit for bit, a second launch owns candidates instead, at the cost of one product more.
 #include "coefficients.h"
 #include "instances.h"
 #include "kernels.h"
@@ -92,7 +92,8 @@ __device__ void for_each_pair_of_features(const Gradient<Tile, Features>& gradie
 
 template <class Walk>
 __global__ void __launch_bounds__(Walk::Tile::threads, 1)
-    gradient_kernel(const __grid_constant__ CoefficientArguments arguments, const __grid_constant__ Gradients gradients) {
+    gradient_kernel(const __grid_constant__ CoefficientArguments arguments,
+                    const __grid_constant__ Gradients gradients) {
   using Tile = typename Walk::Tile;
   using Element = typename Tile::Element;
   const Pairs& pairs = arguments.pairs;

@@ -60,8 +60,8 @@ __device__ void copy_panel(char* panel, const Embeddings& embeddings, int first_
 constexpr int step_chunks = 2, panel_steps = panel_chunks / step_chunks;
 
 // Four 8 x 8 matrices from the 16 rows after `first_row`, a multiple of 8, and two chunks after `first_chunk`, which is
-// even: one lane's place among them does not depend on where they begin. Down first or across first, by which lanes give
-// the addresses of the second matrix.
+// even: a lane's place among them does not depend on where they begin. Down first or across first, by where the second
+// matrix lies.
 __device__ inline const char* down_first(const char* panel, int first_row, int first_chunk) {
   const int lane = device::lane_id();
   return panel + first_row * panel_bytes + (place_in_panel(lane % 16, lane / 16) ^ first_chunk * chunk_bytes);

@@ -28,12 +28,13 @@ __global__ void __launch_bounds__(Tile::threads, 1)
   const Pairs& pairs = arguments.pairs;
   const Place<Tile> place;
   const int first_row = block_id() * rows;
+  const auto anchor_at = [&](int row) { return first_row + row; };
   const auto candidate_at = [&](int col) {
     const int row = first_row + col;
     return row < pairs.rows ? static_cast<int>(pairs.positives[row]) : 0;
   };
   Values<Tile> logits =
-      tile_products(pairs, device::dynamic_shared<char>(), place, [&](int row) { return first_row + row; }, candidate_at);
+      tile_products(pairs, device::dynamic_shared<char>(), place, anchor_at, candidate_at);
   multiply_by_scale(logits, pairs, {.row = first_row}, place);
   logits.for_each([&](int r, int c, float logit) {
     const int row = place.row(r);

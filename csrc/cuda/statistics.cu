@@ -46,7 +46,8 @@ __device__ void count_ranks(const Values<Tile>& logits, const StatisticsArgument
 }
 
 template <class Tile>
-__global__ void __launch_bounds__(Tile::threads, 1) statistics_kernel(const __grid_constant__ StatisticsArguments arguments) {
+__global__ void __launch_bounds__(Tile::threads, 1)
+    statistics_kernel(const __grid_constant__ StatisticsArguments arguments) {
   const Pairs& pairs = arguments.pairs;
   const Place<Tile> place;
   const Origin origin = origin_of_block<Tile>(arguments.window);
