@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 
 import torch
 from contrastile.__main__ import main
+from contrastile.backends import triton_launches
 from contrastile.backends.triton_launches import TritonSweep, launch_options
 from contrastile.bench.static import checks
 from contrastile.bench.static.bounds import Traits
@@ -102,7 +103,8 @@ def test_a_fused_plan_reads_all_features_at_once(target, depth, crowded):
     assert gradient_plan(target, 32, depth, True, crowded) is None
 
 
-def test_every_launch_asks_for_the_fusion_of_multiplications_and_additions():
+def test_every_launch_asks_for_the_fusion_of_multiplications_and_additions(monkeypatch):
+    monkeypatch.setattr(triton_launches, "_target", lambda device: "sm_90")
     given = {}
 
     class Kernel:

@@ -29,7 +29,7 @@ class CudaSweep(Sweep):
             anchors=_at(problem.anchors),
             candidates=_at(problem.candidates),
             element_type=ELEMENT_TYPES[problem.anchors.dtype],
-            float32_products=float32_products("sm_80"),
+            float32_products=float32_products("sm_80") if problem.anchors.dtype == torch.float32 else "ieee",
             anchor_stride=problem.anchors.stride(0),
             candidate_stride=problem.candidates.stride(0),
             rows=problem.rows,

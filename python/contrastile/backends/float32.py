@@ -32,7 +32,7 @@ def float32_products(target: str) -> str:
     """
     named, there = os.environ.get("CONTRASTILE_FLOAT32"), choices_of(target)
     if not named:
-        return "tf32" if _tf32_is_allowed() and "tf32" in there else "ieee"
+        return "tf32" if tf32_is_allowed() and "tf32" in there else "ieee"
     if named not in CHOICES:
         raise ValueError(f"CONTRASTILE_FLOAT32 is {named!r}: expected one of {', '.join(CHOICES)}")
     if named not in there:
@@ -40,7 +40,8 @@ def float32_products(target: str) -> str:
     return named
 
 
-def _tf32_is_allowed() -> bool:
+def tf32_is_allowed() -> bool:
+    """By PyTorch, for CUDA products."""
     matmul = torch.backends.cuda.matmul
     if hasattr(matmul, "fp32_precision"):  # once it was set, PyTorch refuses to tell the older flag
         return bool(matmul.fp32_precision == "tf32")

@@ -103,9 +103,13 @@ class TritonSweep(Sweep):
             "BLOCK_ROWS": self.plan.block_rows,
             "BLOCK_COLS": self.plan.block_cols,
             "BLOCK_DEPTH": self.plan.block_depth,
-            "PRECISION": float32_products(_target(self.problem.anchors.device)),
+            "PRECISION": self._float32_products(),
             "EMULATE_BF16": interpreting() and self.problem.anchors.dtype == torch.bfloat16,
         }
+
+    def _float32_products(self) -> str:
+        x = self.problem.anchors
+        return float32_products(_target(x.device)) if x.dtype == torch.float32 else "ieee"
 
     def _start(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
         options = launch_options(self.plan.num_warps, self.plan.num_stages)

@@ -27,6 +27,7 @@ import triton
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from contrastile.backends.float32 import tf32_is_allowed
 from contrastile.kernels.plans import TilePlan, neighbours
 from contrastile.pairs import PairProblem
 
@@ -58,7 +59,8 @@ def _is_capturing(device: torch.device) -> bool:
 
 def _key(sweep: str, problem: PairProblem, plan: TilePlan) -> str:
     dtype = str(problem.anchors.dtype).removeprefix("torch.")
-    precision = " tf32" if dtype == "float32" and torch.backends.cuda.matmul.allow_tf32 else ""
+    products = os.environ.get("CONTRASTILE_FLOAT32") or ("tf32" if tf32_is_allowed() else "")
+    precision = f" {products}" if dtype == "float32" and products else ""
     loads = "descriptors" if plan.descriptors else "pointers"
     rows, cols = (triton.next_power_of_2(size) for size in (problem.rows, problem.cols))
     return f"{sweep} {dtype}{precision} D={problem.anchors.shape[1]} N<={rows} M<={cols} {loads}"
