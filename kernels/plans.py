@@ -144,6 +144,7 @@ _TILES = {
     ("statistics", "sm_100", 16): TilePlan(128, 256, 64, 8, 8, 3, True, parts=2),
     ("gradient", "sm_100", 16): TilePlan(128, 256, 64, 8, 8, 3, True, parts=4),
     ("gradient crowded", "sm_90+", 16): TilePlan(128, 64, 64, 8, 8, 4, True),
+    ("gradient pointers", "sm_90", 16): TilePlan(64, 64, 64, 8, 4, 3, False),
     ("gradient pointers", "sm_90+", 16): TilePlan(128, 64, 64, 8, 8, 3, False),
     ("gradient crowded", "sm_100", 32): TilePlan(128, 64, 32, 8, 8, 3, False),
     ("tiles", "gfx", 16): TilePlan(128, 128, 64, 8, 8, 2, False),

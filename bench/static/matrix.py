@@ -137,6 +137,7 @@ def covering_configurations() -> Iterator[Configuration]:
     yield Configuration("sm_86", "gradient groups", "bf16", 512)
     yield Configuration("sm_90", "statistics ranks", "bf16", 512)
     yield Configuration("sm_90", "statistics groups", "bf16", 512, aligned=False)
+    yield Configuration("sm_90", "gradient capped", "bf16", 512, aligned=False)
     yield Configuration("sm_100", "gradient", "bf16", 64)
     yield Configuration("sm_100", "gradient capped", "fp32", 512, "tf32")
     yield Configuration("sm_100", "gradient capped", "bf16", 512, aligned=False)

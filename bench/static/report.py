@@ -51,11 +51,14 @@ def examine(configurations: Sequence[Configuration]) -> tuple[list[Row], list[st
             before = configuration.target
             print(f"{time.monotonic() - begin:5.0f} s, {done} of {len(configurations)}: {before}", file=sys.stderr)
         try:
-            faults += [f"{configuration}: {fault}" for fault in faults_of(configuration)]
+            found = faults_of(configuration)
             if configuration.is_bounded:
                 rows.append(row_of(configuration))
         except RuntimeError as error:
-            faults.append(f"{configuration}: {str(error).removeprefix(f'{configuration}: ')}")
+            found = [str(error).removeprefix(f"{configuration}: ")]
+        for fault in found:  # at once too: all of them take minutes
+            faults.append(f"{configuration}: {fault}")
+            print(faults[-1], file=sys.stderr)
     return rows, faults
 
 
