@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from contrastile.pairs import GivenWeights, PairGrads, PairProblem, PairStats
+from contrastile.pairs import FinishedRows, GivenWeights, PairGrads, PairProblem, PairStats
 from support import (
     BACKENDS_HERE,
     Shape,
@@ -144,6 +144,15 @@ def assert_sweep(problem: PairProblem, ours: dict[str, Tensor], evaluate: Callab
     for name, value in ours.items():
         assert value.dtype == dtype, name
         assert_at_most(value, truth[name], 2 * error(plain[name], truth[name]) + floor[name], name)
+
+
+def assert_finished(found: FinishedRows, x: Tensor, dx: Tensor, dy: Tensor, joined: bool) -> None:
+    """Gradients in the dtype of x, and the moments of the part of dx that is the anchors'."""
+    for ours, truth in zip(found[:2], [dx + dy, None] if joined else [dx, dy], strict=True):
+        assert (ours is None) == (truth is None)
+        if truth is not None:
+            torch.testing.assert_close(ours, truth.float().to(x.dtype), rtol=torch.finfo(x.dtype).eps, atol=1e-6)
+    torch.testing.assert_close(found.row_moment.double(), (dx * x.double()).sum(1), rtol=1e-5, atol=1e-5)
 
 
 # Problems

@@ -10,6 +10,7 @@ import math
 import contrastile as ct
 import pytest
 import torch
+from dense_sweeps import assert_finished
 from support import BACKENDS_HERE, INTERPRETING, Shape
 from test_triton_kernels import DTYPES, Guards, between_guards, rows_between_guards
 from torch import Tensor
@@ -42,15 +43,9 @@ def test_rows_are_finished_with_all_factors_and_between_guards(shape, dtype, joi
             factor,
             between_guards(row_factors),
         )
-        dx, dy, moments = RowSums(*given).finish(x, upstream, dtype, joined=joined)
+        found = RowSums(*given).finish(x, upstream, dtype, joined=joined)
     guards.check()
-    own, others = row_factors[:, None] * sums.double() / 2, other.double() / 2
-    expected = [own + others, None] if joined else [own, others]
-    for ours, truth in zip((dx, dy), expected, strict=True):
-        assert (ours is None) == (truth is None)
-        if truth is not None:
-            torch.testing.assert_close(ours, truth.float().to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
-    torch.testing.assert_close(moments.double(), (own * x.double()).sum(1), rtol=1e-5, atol=1e-5)
+    assert_finished(found, x, row_factors[:, None] * sums.double() / 2, other.double() / 2, joined)
 
 
 def test_a_transposed_batch_has_the_moments_of_its_copy():

@@ -130,7 +130,7 @@ def finished(inputs: PairInputs, formed: Formed, upstream: Tensor | None = None,
     return formed if upstream is None else formed.times(upstream, in_place)
 
 
-def complete(inputs: PairInputs, formed: Formed) -> Gradients:
+def complete(inputs: PairInputs, formed: Formed | None) -> Gradients | None:
     """Without an upstream gradient, in the accumulation dtype."""
     if isinstance(formed, LateGradients):
         return formed.finish(inputs, None, accumulation_dtype(inputs.x.dtype))

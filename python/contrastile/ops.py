@@ -19,7 +19,7 @@ from torch import Tensor
 
 from contrastile import formulas
 from contrastile.autograd import INPUTS, Saved, differentiable_once
-from contrastile.formulas import Formed, GammaTerms, Gradients, Wants
+from contrastile.formulas import GammaTerms, Gradients, Wants
 from contrastile.pairs import GivenWeights
 from contrastile.validation import PairInputs, accumulation_dtype
 
@@ -47,7 +47,7 @@ def info_nce(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = PairInputs(*arguments[:INPUTS])
     symmetric, reduction, *form, backend, _ = arguments[INPUTS:]
     loss, stats, formed = formulas.info_nce_forward(inputs, symmetric, reduction, Wants(*form), backend)
-    return loss, *_present(inputs, _complete(inputs, formed)), *_present(inputs, formulas.stats_tensors(stats))
+    return loss, *_present(inputs, formulas.complete(inputs, formed)), *_present(inputs, formulas.stats_tensors(stats))
 
 
 @_fake_of(info_nce)
@@ -89,7 +89,7 @@ info_nce.register_autograd(_info_nce_backward, setup_context=_keep_info_nce)
 def gamma_contrastive(*arguments: Any) -> tuple[Tensor, ...]:
     inputs, terms, (reduction, *form, backend, _) = _gamma_arguments(arguments)
     loss, *vectors, formed = formulas.gamma_forward(inputs, terms, reduction, Wants(*form), backend)
-    return loss, *_present(inputs, vectors), *_present(inputs, _complete(inputs, formed))
+    return loss, *_present(inputs, vectors), *_present(inputs, formulas.complete(inputs, formed))
 
 
 @_fake_of(gamma_contrastive)
@@ -182,10 +182,6 @@ def pair_grad(*arguments: Any) -> tuple[Tensor, ...]:
 @_fake_of(pair_grad)
 def _fake_pair_grad(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(_fake_formed(PairInputs(*arguments[:INPUTS]), arguments[-4:-1], "sum"))
-
-
-def _complete(inputs: PairInputs, formed: Formed | None) -> Gradients | None:
-    return None if formed is None else formulas.complete(inputs, formed)
 
 
 def _form(ctx: Any, inputs: PairInputs) -> formulas.Former:

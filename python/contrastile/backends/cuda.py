@@ -14,11 +14,11 @@ from torch import Tensor
 
 from contrastile.backends.cuda_launches import CudaKernels
 from contrastile.backends.tiled import sweeps
+from contrastile.backends.tiled.gradients import ROW_ALIGNMENT, aligned_length, unavailable_products
 from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairProblem, PairStats, SoftmaxWeights
 
 __all__ = ["CudaBackend", "pair_grad", "pair_stats", "positive_logits", "unavailable_reason"]
 
-ROW_ALIGNMENT = 16  # bytes
 OLDEST = (8, 0)  # compute capability
 
 
@@ -35,17 +35,12 @@ def unavailable_reason() -> str | None:
         return "no CUDA device"
     if torch.cuda.get_device_capability() < OLDEST:
         return "the CUDA kernels need compute capability 8.0 or newer"
-    if not hasattr(torch.ops.aten.addmm, "dtype_out"):
-        return "torch 2.8 or newer is needed: products of 16-bit tensors with a float32 result"
-    return None
+    return unavailable_products()
 
 
 @dataclass(frozen=True)
 class CudaBackend:
     kernels: CudaKernels
-
-    def unavailable_reason(self) -> str | None:
-        return None
 
     def positive_logits(self, problem: PairProblem) -> Tensor:
         return sweeps.positive_logits(self.kernels, _aligned_problem(problem))
@@ -101,11 +96,12 @@ def _contiguous(vector: Tensor | None) -> Tensor | None:
 
 def _aligned(embeddings: Tensor) -> Tensor:
     """Rows that start on 16 bytes and are multiples of that, with zeros for features that there are not."""
-    together = ROW_ALIGNMENT // embeddings.element_size()
     rows, depth = embeddings.shape
-    if embeddings.data_ptr() % ROW_ALIGNMENT == 0 and embeddings.stride(0) % together == 0 and depth % together == 0:
+    lengths = (depth, embeddings.stride(0))
+    starts_aligned = embeddings.data_ptr() % ROW_ALIGNMENT == 0
+    if starts_aligned and all(aligned_length(n, embeddings.dtype) == n for n in lengths):
         return embeddings
-    padded = embeddings.new_zeros(rows, -(-depth // together) * together)
+    padded = embeddings.new_zeros(rows, aligned_length(depth, embeddings.dtype))
     padded[:, :depth] = embeddings
     return padded
 

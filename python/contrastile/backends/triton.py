@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from contrastile.backends.tiled import sweeps
+from contrastile.backends.tiled.gradients import unavailable_products
 from contrastile.backends.triton_launches import TritonKernels, interpreting
 from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairProblem, PairStats, SoftmaxWeights
 
@@ -22,9 +23,7 @@ def unavailable_reason() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "no CUDA or ROCm device (TRITON_INTERPRET=1 runs the kernels on CPU tensors, slowly)"
-    if not hasattr(torch.ops.aten.addmm, "dtype_out"):
-        return "torch 2.8 or newer is needed: products of 16-bit tensors with a float32 result"
-    return None
+    return unavailable_products()
 
 
 def positive_logits(problem: PairProblem) -> Tensor:

@@ -136,7 +136,7 @@ def one_direction_sweep(sweep: Sweep, gain: float, grads: Gradients) -> PairStat
     is_miss = torch.zeros_like(shift, dtype=torch.bool)
     weight = torch.empty_like(shift)
     weights = Weights(shift, torch.ones_like(shift), None, None, torch.zeros_like(shift))
-    buffer = problem.anchors.new_empty(_whole_rows(sweep) * strip_stride(problem.cols, problem.anchors.dtype))
+    buffer = problem.anchors.new_empty(_whole_rows(sweep) * aligned_length(problem.cols, problem.anchors.dtype))
     for window in _windows_of_whole_rows(sweep):
         rows = slice(window.first_row, window.first_row + window.rows)
         into = strip_of(buffer, window, None)
@@ -193,7 +193,7 @@ class _Strip:
         elif dtype == torch.float16:
             factor = _factor_of_float16(problem, largest)
         pairs = workspace_bytes() // STRIP_SHARE // dtype.itemsize
-        largest_window = max(window.rows * strip_stride(window.cols, dtype) for window in sweep.windows(pairs))
+        largest_window = max(window.rows * aligned_length(window.cols, dtype) for window in sweep.windows(pairs))
         buffer = torch.empty(largest_window, dtype=dtype, device=problem.anchors.device)
         return cls(pairs, buffer, problem.anchors.to(dtype), problem.candidates.to(dtype), factor)
 
@@ -202,15 +202,22 @@ class _Strip:
 
 
 def strip_of(buffer: Tensor, window: Window, factor: Tensor | None) -> Strip:
-    stride = strip_stride(window.cols, buffer.dtype)
+    stride = aligned_length(window.cols, buffer.dtype)
     rows = buffer[: window.rows * stride].view(window.rows, stride)
     return Strip(rows[:, : window.cols], stride, factor)
 
 
-def strip_stride(cols: int, dtype: torch.dtype) -> int:
-    """So that every row of a strip starts on 16 bytes."""
+def aligned_length(elements: int, dtype: torch.dtype) -> int:
+    """Of a row, so that the next one starts on 16 bytes as well."""
     together = ROW_ALIGNMENT // dtype.itemsize
-    return -(-cols // together) * together
+    return -(-elements // together) * together
+
+
+def unavailable_products() -> str | None:
+    """Why coefficients cannot be multiplied with embeddings here."""
+    if hasattr(torch.ops.aten.addmm, "dtype_out"):
+        return None
+    return "torch 2.8 or newer is needed: products of 16-bit tensors with a float32 result"
 
 
 def _factor_of_float16(problem: PairProblem, largest: Tensor | None) -> Tensor:
