@@ -200,7 +200,7 @@ def half_over_rows(values, STRIDE: tl.constexpr, MAXIMUM: tl.constexpr):
     is_second = ((tl.arange(0, ROWS) // STRIDE) % 2 == 1)[:, None]
     kept, given = tl.where(is_second, odd, even), tl.where(is_second, even, odd)
     bits = tl.reshape(given.to(tl.int32, bitcast=True), (ROWS // STRIDE // 2, 2, STRIDE, COLS))
-    bits ^= tl.xor_sum(bits, 1, keep_dims=True)  # of two, the other
+    bits = tl.sum(bits, 1, keep_dims=True) - bits  # of two, the other: bits of a sum that wraps around are exact
     taken = tl.reshape(bits, (ROWS, COLS)).to(tl.float32, bitcast=True)
     return tl.maximum(kept, taken) if MAXIMUM else kept + taken
 
