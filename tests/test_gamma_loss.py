@@ -9,6 +9,7 @@ import torch
 from contrastile import backends, info_nce, reference
 from contrastile.draws import GammaDraws
 from contrastile.losses import GammaContrastiveLoss
+from contrastile.normalizer import PairBatch
 from support import BACKENDS_HERE, Shape, towers
 from torch import Tensor, nn
 
@@ -39,7 +40,8 @@ def dense_log_z(x, y, index, symmetric=True):
 
 
 def known_log_z(loss, index):
-    return [None if z is None else z.clone() for z in loss.normalizer.estimate(index)]
+    now = PairBatch(index[:, None], index[:, None], SCALE, index, True, SAMPLES, None)
+    return [None if z is None else z.clone() for z in loss.normalizer.estimate(index, now)]
 
 
 def same_state(first: nn.Module, second: nn.Module) -> bool:
@@ -224,7 +226,8 @@ def test_a_batch_larger_than_the_data_set_repeats_samples(mode):
     x, y, _ = batch()
     found = loss(x, y, torch.arange(ROWS) % 3)
     assert bool(found.isfinite())
-    assert loss.normalizer.visits.tolist() == [1, 1, 1]
+    assert int(loss.normalizer.visits) == ROWS
+    assert loss.stats()["seen"] == 1
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -247,7 +250,7 @@ def test_stats_tell_how_far_the_weights_are_from_one():
     loss(x, y, index)
     assert loss.stats()["drift"].item() == pytest.approx(0, abs=1e-5)
     assert loss.stats()["above_one"] == 0
-    loss.normalizer.log_z.sub_(0.25)
+    loss.normalizer.level.sub_(0.25 / SCALE)
     loss(x, y, index)
     assert loss.stats()["drift"].item() == pytest.approx(0.25, abs=1e-4)
     assert loss.stats()["above_one"] == 0.5
@@ -258,10 +261,10 @@ def test_another_normalizer_can_stand_in():
     class Constant:
         updates = 0
 
-        def estimate(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        def estimate(self, index: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor]:
             return torch.full(index.shape, 7.0), torch.full(index.shape, 6.0)
 
-        def update(self, index: Tensor, row_lse: Tensor, col_lse: Tensor | None) -> None:
+        def update(self, index: Tensor, row_lse: Tensor, col_lse: Tensor | None, batch: PairBatch) -> None:
             self.updates += 1
 
         def stats(self) -> dict[str, Tensor]:
@@ -289,7 +292,7 @@ def test_other_dtypes_give_their_own_gradients_and_a_float32_memory(mode, dtype)
     found.backward()
     assert found.dtype == torch.promote_types(dtype, torch.float32)
     assert x.grad.dtype == dtype
-    assert loss.normalizer.log_z.dtype == torch.float32
+    assert loss.normalizer.level.dtype == torch.float32
 
 
 # Bad input

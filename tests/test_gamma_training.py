@@ -9,7 +9,7 @@ import torch
 from contrastile import info_nce
 from contrastile.losses import GammaContrastiveLoss
 from support import Shape, towers
-from test_gamma_loss import DIM, MODES, ROWS, SAMPLES, SCALE, batch, log_ratio, loss_of, same_state
+from test_gamma_loss import DIM, MODES, ROWS, SAMPLES, SCALE, batch, loss_of, same_state
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -125,7 +125,7 @@ def test_first_visits_op_passes_opcheck(symmetric, known):
     x, y, index = batch()
     rows = torch.full((ROWS,), 3.0 if known else -torch.inf)
     cols = rows.clone() if symmetric else None
-    arguments = (rows, cols, x.detach(), y.detach(), torch.tensor(SCALE), index, symmetric, log_ratio(), "eager")
+    arguments = (rows, cols, x.detach(), y.detach(), torch.tensor(SCALE), index, symmetric, SAMPLES, "eager")
     torch.library.opcheck(torch.ops.contrastile.with_first_visits.default, arguments)
 
 

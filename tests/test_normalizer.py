@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contrastile.normalizer import LogNormalizerMemory, log_mean_of_equals
+from contrastile.normalizer import BatchLogNormalizer, LogNormalizerMemory, PairBatch, log_mean_of_equals
 from hypothesis import given
 from hypothesis import strategies as st
+
+UNIT = PairBatch(torch.ones(1, 1), torch.ones(1, 1), 1.0, None, True, 1, None)  # log Z is the level itself
+
+
+def at_scale(scale, virtual_batch=64):
+    return UNIT._replace(scale=scale, virtual_batch=virtual_batch)
 
 
 def batch(rows: int, seed: int = 0, spread: float = 3.0):
@@ -18,27 +24,27 @@ def test_first_visit_takes_the_batch_and_later_ones_average_in_the_domain_of_z()
     memory = LogNormalizerMemory(10, update_rate=0.25)
     index = torch.tensor([7, 2, 5])
     first, second = batch(3, 1), batch(3, 2)
-    memory.update(index, *first)
-    assert all(torch.equal(a, b) for a, b in zip(memory.estimate(index), first, strict=True))
-    memory.update(index, *second)
-    for ours, old, new in zip(memory.estimate(index), first, second, strict=True):
+    memory.update(index, *first, UNIT)
+    assert all(torch.equal(a, b) for a, b in zip(memory.estimate(index, UNIT), first, strict=True))
+    memory.update(index, *second, UNIT)
+    for ours, old, new in zip(memory.estimate(index, UNIT), first, second, strict=True):
         torch.testing.assert_close(ours.double(), (0.75 * old.double().exp() + 0.25 * new.double().exp()).log())
-    assert memory.visits.tolist() == [0, 0, 2, 0, 0, 2, 0, 2, 0, 0]
+    assert int(memory.visits) == 6
 
 
 def test_the_whole_batch_replaces_the_memory_at_rate_one():
     memory, index = LogNormalizerMemory(3, update_rate=1.0), torch.arange(3)
-    memory.update(index, *batch(3, 1))
-    memory.update(index, *batch(3, 2))
-    assert all(torch.equal(a, b) for a, b in zip(memory.estimate(index), batch(3, 2), strict=True))
+    memory.update(index, *batch(3, 1), UNIT)
+    memory.update(index, *batch(3, 2), UNIT)
+    assert all(torch.equal(a, b) for a, b in zip(memory.estimate(index, UNIT), batch(3, 2), strict=True))
 
 
 @pytest.mark.parametrize("level", [-1000.0, 0.0, 1000.0])
 def test_levels_far_outside_the_range_of_exp_are_kept(level):
     memory, index = LogNormalizerMemory(4, update_rate=0.5), torch.tensor([3, 1, 3])
-    memory.update(index, torch.tensor([level, level, level + 1]), torch.full((3,), level))
-    memory.update(index, torch.full((3,), level + 2), torch.full((3,), -level))
-    rows, cols = memory.estimate(index)
+    memory.update(index, torch.tensor([level, level, level + 1]), torch.full((3,), level), UNIT)
+    memory.update(index, torch.full((3,), level + 2), torch.full((3,), -level), UNIT)
+    rows, cols = memory.estimate(index, UNIT)
     once = torch.tensor([0.0, 1.0], dtype=torch.float64).logsumexp(0) - torch.tensor(2.0).log()
     expected = torch.stack([once, torch.tensor(2.0)]).logsumexp(0) - torch.tensor(2.0).log()
     assert abs(float(rows[0]) - level - float(expected)) < 1e-3
@@ -47,9 +53,9 @@ def test_levels_far_outside_the_range_of_exp_are_kept(level):
 
 def test_unknown_samples_are_minus_infinity_and_others_are_left_alone():
     memory = LogNormalizerMemory(6)
-    memory.update(torch.tensor([4, 0]), *batch(2))
-    assert memory.log_z.isfinite().all(0).tolist() == [True, False, False, False, True, False]
-    assert memory.estimate(torch.tensor([1]))[0].item() == -torch.inf
+    memory.update(torch.tensor([4, 0]), *batch(2), UNIT)
+    assert memory.level.isfinite().all(0).tolist() == [True, False, False, False, True, False]
+    assert memory.estimate(torch.tensor([1]), UNIT)[0].item() == -torch.inf
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.floats(-300, 300)), min_size=1, max_size=12))
@@ -72,34 +78,34 @@ def test_duplicates_count_once_whatever_their_order():
     memories = []
     for order in (torch.arange(5), torch.tensor([4, 3, 2, 1, 0]), torch.tensor([2, 0, 1, 4, 3])):
         memory = LogNormalizerMemory(4)
-        memory.update(index[order], rows[order], cols[order])
-        memory.update(index[order], cols[order], rows[order])
+        memory.update(index[order], rows[order], cols[order], UNIT)
+        memory.update(index[order], cols[order], rows[order], UNIT)
         memories.append(memory)
-    assert memories[0].visits.tolist() == [2, 2, 0, 2]
+    assert all(int(memory.visits) == 10 for memory in memories)
     for memory in memories[1:]:
-        torch.testing.assert_close(memory.log_z, memories[0].log_z, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(memory.level, memories[0].level, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_values_that_are_not_finite_are_counted_and_not_taken_in(bad, side):
     memory, index = LogNormalizerMemory(4), torch.tensor([0, 1])
-    memory.update(index, *batch(2))
-    before = memory.log_z.clone()
+    memory.update(index, *batch(2), UNIT)
+    before = memory.level.clone()
     values = batch(2, 1)
     values[side][1] = bad
-    memory.update(index, *values)
-    assert torch.equal(memory.log_z[:, 1:], before[:, 1:])
-    assert not torch.equal(memory.log_z[:, 0], before[:, 0])
-    assert memory.visits.tolist() == [2, 1, 0, 0]
+    memory.update(index, *values, UNIT)
+    assert torch.equal(memory.level[:, 1:], before[:, 1:])
+    assert not torch.equal(memory.level[:, 0], before[:, 0])
+    assert int(memory.visits) == 3
     assert int(memory.stats()["rejected"]) == 1
 
 
 def test_rows_alone():
     memory, index = LogNormalizerMemory(4, columns=False), torch.tensor([2, 0])
     rows, _ = batch(2)
-    memory.update(index, rows)
-    known, cols = memory.estimate(index)
+    memory.update(index, rows, None, UNIT)
+    known, cols = memory.estimate(index, UNIT)
     assert torch.equal(known, rows)
     assert cols is None
 
@@ -107,27 +113,27 @@ def test_rows_alone():
 def test_stats_count_samples_and_batches():
     memory = LogNormalizerMemory(4)
     for index in ([0, 1], [0, 0]):
-        memory.update(torch.tensor(index), *batch(2))
+        memory.update(torch.tensor(index), *batch(2), UNIT)
     stats = {name: value.item() for name, value in memory.stats().items()}
-    assert stats == {"seen": 0.5, "visits": 0.75, "rejected": 0}
+    assert stats == {"seen": 0.5, "visits": 1.0, "rejected": 0}
 
 
 def test_casting_the_model_leaves_the_memory_in_float32():
     memory = LogNormalizerMemory(4)
-    memory.update(torch.arange(4), *batch(4))
-    before = memory.log_z.clone()
+    memory.update(torch.arange(4), *batch(4), UNIT)
+    before = memory.level.clone()
     for cast in (memory.half, memory.double, lambda: memory.to(torch.bfloat16)):
         cast()
-        assert memory.log_z.dtype == torch.float32
-        assert torch.equal(memory.log_z, before)
+        assert memory.level.dtype == torch.float32
+        assert torch.equal(memory.level, before)
 
 
 def test_state_dict_carries_the_memory():
     memory, resumed = LogNormalizerMemory(4), LogNormalizerMemory(4)
-    memory.update(torch.tensor([3, 1]), *batch(2))
+    memory.update(torch.tensor([3, 1]), *batch(2), UNIT)
     resumed.load_state_dict(memory.state_dict())
     for each in (memory, resumed):
-        each.update(torch.tensor([3, 2]), *batch(2, 1))
+        each.update(torch.tensor([3, 2]), *batch(2, 1), UNIT)
     assert all(torch.equal(a, b) for a, b in zip(memory.buffers(), resumed.buffers(), strict=True))
 
 
@@ -136,15 +142,15 @@ def test_compiles_without_a_graph_break():
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def step(index, rows, cols):
-        compiled_memory.update(index, rows, cols)
-        return compiled_memory.estimate(index)
+        compiled_memory.update(index, rows, cols, UNIT)
+        return compiled_memory.estimate(index, UNIT)
 
     for seed in range(3):
         index = torch.tensor([4, 1, 4, 0]).roll(seed)
         rows, cols = batch(4, seed)
         found = step(index, rows, cols)
-        plain.update(index, rows, cols)
-        torch.testing.assert_close(found, plain.estimate(index))
+        plain.update(index, rows, cols, UNIT)
+        torch.testing.assert_close(found, plain.estimate(index, UNIT))
     assert torch.equal(plain.visits, compiled_memory.visits)
 
 
@@ -156,6 +162,57 @@ def test_messages_name_what_does_not_fit():
             LogNormalizerMemory(4, update_rate=rate)
     index, (rows, cols) = torch.tensor([0, 1]), batch(2)
     with pytest.raises(ValueError, match="keeps 2 log-normaliser"):
-        LogNormalizerMemory(4).update(index, rows)
+        LogNormalizerMemory(4).update(index, rows, None, UNIT)
     with pytest.raises(ValueError, match=r"keeps 1 log-normaliser.* expected no col_lse"):
-        LogNormalizerMemory(4, columns=False).update(index, rows, cols)
+        LogNormalizerMemory(4, columns=False).update(index, rows, cols, UNIT)
+
+
+# A scale that moves
+
+
+def dense_log_z(cosines, scale):
+    return torch.logsumexp(scale * cosines, 1)
+
+
+@pytest.mark.parametrize("after", [5.0, 12.0, 18.0, 22.0, 40.0])
+def test_an_entry_serves_at_another_temperature_than_its_visits(after):
+    """Truth: log Z of the same embeddings at both scales, float64."""
+    generator, visited = torch.Generator().manual_seed(0), 15.0
+    x, y = (torch.nn.functional.normalize(torch.randn(64, 8, generator=generator).double(), dim=1) for _ in range(2))
+    before, truth = (dense_log_z(x @ y.T, scale) for scale in (visited, after))
+    memory, index = LogNormalizerMemory(64), torch.arange(64)
+    memory.update(index, before, before, at_scale(visited))
+    corrected = memory.estimate(index, at_scale(after))[0]
+    known = memory.estimate(index, at_scale(torch.tensor(visited)))[0]
+    torch.testing.assert_close(known, before.float(), rtol=1e-6, atol=1e-5)
+    assert bool(((corrected - truth).abs() < 0.4 * (before - truth).abs()).all())
+    # log Z is convex in the scale: an extrapolation along the secant through 0 stays below, within it above.
+    assert bool((torch.sign(corrected - truth) == (-1 if after > visited else 1)).all())
+
+
+def test_visits_at_several_temperatures_average_in_the_domain_of_z():
+    memory, index = LogNormalizerMemory(3, update_rate=0.25), torch.arange(3)
+    first, second = batch(3, 1), batch(3, 2)
+    memory.update(index, *first, at_scale(10.0))
+    carried = [value.clone() for value in memory.estimate(index, at_scale(20.0))]
+    memory.update(index, *second, at_scale(torch.tensor(20.0, requires_grad=True)))
+    for ours, old, new in zip(memory.estimate(index, at_scale(20.0)), carried, second, strict=True):
+        torch.testing.assert_close(ours, (0.75 * old.exp() + 0.25 * new.exp()).log(), rtol=1e-6, atol=1e-5)
+    assert not memory.level.requires_grad
+
+
+def test_eight_bytes_a_sample_hold_both_sides():
+    memory = LogNormalizerMemory(1000)
+    assert sum(buffer.nbytes for buffer in memory.buffers() if buffer.dim()) == 8000
+
+
+# Without a memory
+
+
+def test_a_normalizer_of_the_batch_alone_knows_nothing_and_keeps_nothing():
+    normalizer, index = BatchLogNormalizer(), torch.tensor([5, 2])
+    normalizer.update(index, *batch(2), UNIT)
+    rows, cols = normalizer.estimate(index, UNIT)
+    assert bool((torch.stack([rows, cols]) == -torch.inf).all())
+    assert normalizer.estimate(index, UNIT._replace(symmetric=False))[1] is None
+    assert not normalizer.state_dict()

@@ -8,26 +8,74 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+
+UPDATE_RATE = 0.9
+
+
+class PairBatch(NamedTuple):
+    """The batch that a step scores, and what its log-normalisers stand for."""
+
+    x: Tensor  # (B, D)
+    y: Tensor  # (B, D)
+    scale: float | Tensor
+    samples: Tensor | None  # (B,) int64: rows of equal entry are one sample
+    symmetric: bool
+    virtual_batch: int  # samples that the batch stands for: Z sums over as many pairs
+    backend: str | None
+
+    @property
+    def groups(self) -> tuple[Tensor, Tensor] | None:
+        return None if self.samples is None else (self.samples, self.samples)
+
+    @property
+    def log_multiplier(self) -> float:
+        """Log of how many negatives each negative of the batch stands for."""
+        negatives = self.x.shape[0] - 1
+        return math.log((self.virtual_batch - 1) / negatives) if negatives > 0 else 0.0
+
+    @property
+    def log_count(self) -> float:
+        return math.log(self.virtual_batch)
 
 
 class Normalizer(Protocol):
     """What the gamma loss needs. Neither call may wait for the device, or have shapes that depend on values."""
 
-    def estimate(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+    def estimate(self, index: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
         """log Z of rows and of columns of the samples `index` (B,), (B,) each; -inf where nothing is known yet.
 
         The second is None for a loss over rows only.
         """
 
-    def update(self, index: Tensor, row_lse: Tensor, col_lse: Tensor | None) -> None:
+    def update(self, index: Tensor, row_lse: Tensor, col_lse: Tensor | None, batch: PairBatch) -> None:
         """Takes in what the batch `index` (B,) found, (B,) each. An index may occur more than once."""
 
     def stats(self) -> dict[str, Tensor]:
         """Numbers to log, each ()."""
+
+
+class BatchLogNormalizer(nn.Module):
+    """Remembers nothing: log Z is the batch's own, each negative counted as often as the samples it stands for.
+
+    For streams without an index, and the control that tells what a memory adds. Mode "mixed" only: with "lagged" every
+    visit is a first one, and costs its fourth product.
+    """
+
+    def estimate(self, index: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
+        """-inf: unknown, so that the loss takes what the batch has."""
+        unknown = torch.full(index.shape, -torch.inf, device=index.device)
+        return unknown, unknown if batch.symmetric else None
+
+    def update(self, index: Tensor, row_lse: Tensor, col_lse: Tensor | None, batch: PairBatch) -> None:
+        """Nothing is kept."""
+
+    def stats(self) -> dict[str, Tensor]:
+        """None."""
+        return {}
 
 
 class LogNormalizerMemory(nn.Module):
@@ -40,9 +88,14 @@ class LogNormalizerMemory(nn.Module):
     Moving averages of normalisers: Yuan et al., "Provable stochastic optimization for global contrastive learning",
     ICML 2022; in the log domain, and with duplicates, derived here.
 
-    Buffers, float32 whatever dtype the module is cast to:
-        log_z (2, num_samples), rows and columns, or (1, num_samples); -inf before the first visit.
-        visits (num_samples,) int64: batches taken in. rejected () int64: values not taken in.
+    Kept is the level (log Z - log count) / scale, the log-mean-exp of the dot products: of first order in a change of
+    the scale, log Z moves in proportion, so an entry serves at a temperature other than that of its visit (derived;
+    log Z is convex in the scale and log count at 0, so that the estimate errs upwards where the scale falls, and
+    downwards where it rises).
+
+    Buffers, float32 whatever dtype the module is cast to: 4 bytes a sample and direction.
+        level (2, num_samples), rows and columns, or (1, num_samples); -inf before the first visit.
+        visits (), rejected () int64: values taken in and values not taken in, of all samples together.
 
     Args:
         num_samples: number of samples that indices run over.
@@ -53,11 +106,11 @@ class LogNormalizerMemory(nn.Module):
         ValueError: num_samples is below 1 or update_rate outside (0, 1].
     """
 
-    log_z: Tensor
+    level: Tensor
     visits: Tensor
     rejected: Tensor
 
-    def __init__(self, num_samples: int, *, update_rate: float = 0.7, columns: bool = True) -> None:
+    def __init__(self, num_samples: int, *, update_rate: float = UPDATE_RATE, columns: bool = True) -> None:
         super().__init__()
         if num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}: expected at least 1")
@@ -65,44 +118,48 @@ class LogNormalizerMemory(nn.Module):
             raise ValueError(f"update_rate is {update_rate}: expected a number above 0, at most 1")
         self.num_samples = num_samples
         self.update_rate = update_rate
-        self.register_buffer("log_z", torch.full((2 if columns else 1, num_samples), -torch.inf))
-        self.register_buffer("visits", torch.zeros(num_samples, dtype=torch.int64))
+        self.register_buffer("level", torch.full((2 if columns else 1, num_samples), -torch.inf))
+        self.register_buffer("visits", torch.zeros((), dtype=torch.int64))
         self.register_buffer("rejected", torch.zeros((), dtype=torch.int64))
 
-    def estimate(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """As of the last update: see `Normalizer`. Index (B,) int64 within num_samples."""
-        known = self.log_z[:, index]
+    def estimate(self, index: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
+        """As of the last update, at the batch's scale: see `Normalizer`. Index (B,) int64 within num_samples."""
+        known = self._log_z(self.level[:, index], batch)
         return known[0], known[1] if len(known) == 2 else None
 
     @torch.no_grad()
-    def update(self, index: Tensor, row_lse: Tensor, col_lse: Tensor | None = None) -> None:
+    def update(self, index: Tensor, row_lse: Tensor, col_lse: Tensor | None, batch: PairBatch) -> None:
         """Takes in a batch: see `Normalizer`.
 
         Raises:
             ValueError: col_lse is given to a memory without columns, or missing from one with them.
         """
-        if (col_lse is None) != (len(self.log_z) == 1):
-            wanted = "no col_lse" if len(self.log_z) == 1 else "row_lse and col_lse"
-            raise ValueError(f"this memory keeps {len(self.log_z)} log-normaliser(s) per sample: expected {wanted}")
-        batch = row_lse[None] if col_lse is None else torch.stack([row_lse, col_lse])
-        batch = log_mean_of_equals(index, batch.to(self.log_z.dtype))
-        old, visits = self.log_z[:, index], self.visits[index]
+        if (col_lse is None) != (len(self.level) == 1):
+            wanted = "no col_lse" if len(self.level) == 1 else "row_lse and col_lse"
+            raise ValueError(f"this memory keeps {len(self.level)} log-normaliser(s) per sample: expected {wanted}")
+        found = row_lse[None] if col_lse is None else torch.stack([row_lse, col_lse])
+        found = log_mean_of_equals(index, found.to(self.level.dtype))
+        old = self.level[:, index]
         kept_share = math.log1p(-self.update_rate) if self.update_rate < 1 else -math.inf
-        moved = torch.logaddexp(old + kept_share, batch + math.log(self.update_rate))
-        usable = batch.isfinite().all(0)
-        new = torch.where(usable, torch.where(visits == 0, batch, moved), old)
+        moved = torch.logaddexp(self._log_z(old, batch) + kept_share, found + math.log(self.update_rate))
+        level = (torch.where(old == -torch.inf, found, moved) - batch.log_count) / _detached(batch.scale)
+        usable = (found.isfinite() & level.isfinite()).all(0)
         # Equal indices carry equal values by now, so the order of these writes does not matter.
-        self.log_z.index_copy_(1, index, new)
-        self.visits.index_copy_(0, index, visits + usable)
+        self.level.index_copy_(1, index, torch.where(usable, level.to(old.dtype), old))
+        self.visits.add_(usable.sum())
         self.rejected.add_((~usable).sum())
+
+    def _log_z(self, level: Tensor, batch: PairBatch) -> Tensor:
+        log_z = (level * _detached(batch.scale)).to(level.dtype) + batch.log_count
+        return torch.where(level == -torch.inf, level, log_z)
 
     def stats(self) -> dict[str, Tensor]:
         """seen: share of samples visited; visits: their mean number; rejected: values not taken in. All ()."""
-        visits = self.visits.float()
-        return {"seen": (visits > 0).float().mean(), "visits": visits.mean(), "rejected": self.rejected.clone()}
+        seen = (self.level[0] > -torch.inf).float().mean()
+        return {"seen": seen, "visits": self.visits / self.num_samples, "rejected": self.rejected.clone()}
 
     def extra_repr(self) -> str:
-        return f"num_samples={self.num_samples}, update_rate={self.update_rate}, columns={len(self.log_z) == 2}"
+        return f"num_samples={self.num_samples}, update_rate={self.update_rate}, columns={len(self.level) == 2}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogNormalizerMemory:
         # `model.half()` reaches the buffers of its losses too, and 16 bits would stop a slow average from moving.
@@ -111,6 +168,10 @@ class LogNormalizerMemory(nn.Module):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(move, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _detached(scale: float | Tensor) -> float | Tensor:
+    return scale.detach() if isinstance(scale, Tensor) else scale
 
 
 def log_mean_of_equals(index: Tensor, values: Tensor) -> Tensor:

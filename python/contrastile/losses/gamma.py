@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from contrastile.draws import GammaDraws
 from contrastile.functional import GammaOutput, gamma_contrastive, log_normalizers
-from contrastile.normalizer import LogNormalizerMemory, Normalizer
+from contrastile.normalizer import LogNormalizerMemory, Normalizer, PairBatch
 from contrastile.validation import INTEGER_DTYPES, accumulation_dtype
 
 MODES = ("mixed", "lagged")
@@ -48,7 +48,7 @@ class GammaContrastiveLoss(nn.Module):
         mode: "mixed" or "lagged".
         draws: "gamma" samples g_i, "mean" takes g_i = 1.
         shape: of the gamma draws, at least 1; the larger, the closer to "mean".
-        update_rate: share of the batch in the remembered average, in (0, 1]; default 0.7.
+        update_rate: share of the batch in the remembered average, in (0, 1]; default 0.9.
         normalizer: what remembers instead of `LogNormalizerMemory(num_samples, update_rate=update_rate)`.
         cap: hold every weight at 1 at most; default for "lagged" only, since "mixed" is bounded without.
         symmetric: both directions, else the rows of x alone.
@@ -122,8 +122,7 @@ class GammaContrastiveLoss(nn.Module):
         """
         index = self._checked(x, y, index)
         rows = x.shape[0]
-        log_multiplier = math.log((self.virtual_batch - 1) / (rows - 1)) if rows > 1 else 0.0
-        batch = _Batch(x, y, self._scale(scale), index, self.symmetric, log_multiplier, self.backend)
+        batch = PairBatch(x, y, self._scale(scale), index, self.symmetric, self.virtual_batch, self.backend)
         if index is None or not self.training:
             return _bound(batch, _log_normalizers(batch)).loss
 
@@ -131,15 +130,15 @@ class GammaContrastiveLoss(nn.Module):
         if self.mode == "mixed":
             found = _log_normalizers(batch)
             if remembers:
-                self.normalizer.update(index, *found)
-            believed = _filled(self.normalizer.estimate(index), found)
+                self.normalizer.update(index, *found, batch)
+            believed = _filled(self.normalizer.estimate(index, batch), found)
             loss = _bound(batch, believed, self.cap, *self._draw(rows)).loss
         else:
-            believed = _with_first_visits(self.normalizer.estimate(index), batch)
+            believed = _with_first_visits(self.normalizer.estimate(index, batch), batch)
             loss, row_lse, col_lse = _bound(batch, believed, self.cap, *self._draw(rows))
             found = row_lse, col_lse
             if remembers:
-                self.normalizer.update(index, *found)
+                self.normalizer.update(index, *found, batch)
         self._note(believed, found)
         return loss
 
@@ -209,24 +208,8 @@ class GammaContrastiveLoss(nn.Module):
         return index.long()
 
 
-class _Batch(NamedTuple):
-    """What both sweeps of a step are given."""
-
-    x: Tensor
-    y: Tensor
-    scale: float | Tensor
-    samples: Tensor | None
-    symmetric: bool
-    log_multiplier: float
-    backend: str | None
-
-    @property
-    def groups(self) -> tuple[Tensor, Tensor] | None:
-        return None if self.samples is None else (self.samples, self.samples)
-
-
 def _bound(
-    batch: _Batch,
+    batch: PairBatch,
     log_z: LogNormalizers,
     cap: bool = False,
     row_draws: Tensor | None = None,
@@ -249,7 +232,7 @@ def _bound(
 
 
 @torch.no_grad()
-def _log_normalizers(batch: _Batch) -> LogNormalizers:
+def _log_normalizers(batch: PairBatch) -> LogNormalizers:
     return log_normalizers(
         batch.x,
         batch.y,
@@ -271,7 +254,7 @@ def _filled(known: LogNormalizers, fresh: LogNormalizers) -> LogNormalizers:
     return cast(Tensor, rows), cols
 
 
-def _with_first_visits(known: LogNormalizers, batch: _Batch) -> LogNormalizers:
+def _with_first_visits(known: LogNormalizers, batch: PairBatch) -> LogNormalizers:
     """The batch's own log-normalisers where nothing is known: a sweep, if there is such a place."""
     if not torch.compiler.is_compiling():
         if batch.x.device.type == "cpu" and not bool((known[0] == -torch.inf).any()):
@@ -293,10 +276,10 @@ def with_first_visits(
     scale: Tensor,
     samples: Tensor,
     symmetric: bool,
-    log_multiplier: float,
+    virtual_batch: int,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
-    batch = _Batch(x, y, scale, samples, symmetric, log_multiplier, backend)
+    batch = PairBatch(x, y, scale, samples, symmetric, virtual_batch, backend)
     filled_rows, filled_cols = _with_first_visits((rows, cols), batch)
     # An op may not return its own arguments.
     return filled_rows.clone(), x.new_empty(0) if filled_cols is None else filled_cols.clone()
