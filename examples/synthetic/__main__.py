@@ -19,7 +19,7 @@ from examples.synthetic.problem import Problem
 from examples.synthetic.train import Cell, measure
 
 RESULTS = Path("examples/results/synthetic.json")
-NOISES, TEMPERATURES, BATCHES = (0.5, 1.0, 1.5), (0.02, 0.05, 0.1, 0.2), (8, 32, 128)
+NOISES, TEMPERATURES, BATCHES = (0.5, 1.5), (0.02, 0.05, 0.2), (8, 32, 128)
 HEADLINE = {"samples": 8192, "noise": 1.5, "temperature": 0.02, "batch": 8}
 
 
