@@ -15,26 +15,27 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from contrastile import GammaContrastiveLoss, info_nce
 from contrastile.normalizer import BatchLogNormalizer
+from contrastile.sweeping_normalizers import ExactLogNormalizer, QueueLogNormalizer, Sides
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from examples.synthetic.problem import Problem, embed
+from examples.synthetic.problem import LATENT, Problem, embed
 from examples.synthetic.train import Cell, train
 
 RESULTS = Path("examples/results/gradient_bias.json")
-SAMPLES, NOISES, TEMPERATURES, BATCHES = 4096, (0.5, 1.5), (0.03, 0.1), (8, 32, 128, 512)
+SAMPLES, NOISES, TEMPERATURES, BATCHES = 4096, (0.5, 1.5), (0.03, 0.1), (8, 32, 128)
 TRAINED_STEPS = 30  # well before the optimum, where the exact gradient vanishes and nothing can be relative to it
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of both sides' rows and the samples' numbers
 
 
-def estimators(samples: int, scale: float) -> dict[str, Loss]:
+def estimators(samples: int, scale: float, embeddings: Callable[[], Sides]) -> dict[str, Loss]:
     """Minibatch losses whose gradients stand for that of InfoNCE over all samples."""
     options: dict[str, Any] = {"init_scale": scale, "generator": torch.Generator().manual_seed(0)}
     return {
@@ -43,7 +44,12 @@ def estimators(samples: int, scale: float) -> dict[str, Loss]:
         "gamma, mean": GammaContrastiveLoss(samples, draws="mean", **options),
         "gamma, sampled": GammaContrastiveLoss(samples, **options),
         "gamma, lagged": GammaContrastiveLoss(samples, mode="lagged", draws="mean", **options),
-        "gamma, slow lagged": GammaContrastiveLoss(samples, mode="lagged", draws="mean", update_rate=0.1, **options),
+        "gamma, queue of 1024": GammaContrastiveLoss(
+            samples, mode="lagged", draws="mean", normalizer=QueueLogNormalizer(1024, LATENT), **options
+        ),
+        "gamma, exact": GammaContrastiveLoss(
+            samples, mode="lagged", cap=False, draws="mean", normalizer=ExactLogNormalizer(embeddings), **options
+        ),
     }
 
 
@@ -78,12 +84,13 @@ def measure(noise: float, temperature: float, batches: tuple[int, ...], samples:
     problem, scale = Problem(1, samples, noise), 1 / temperature
     cell = Cell("InfoNCE", samples, noise, temperature, batch=256, steps=TRAINED_STEPS)
     encoders = train(cell, problem)
+    everything = cast(Sides, tuple(side[0] for side in embed(problem.pairs, encoders)))
     exact = gradient(lambda x, y, index: info_nce(x, y, scale), problem.pairs, encoders, torch.arange(samples)).double()
     return [
         {"noise": noise, "temperature": temperature, "batch": batch, "estimator": name}
         | deviation(loss, problem, encoders, batch, exact, epochs)
         for batch in batches
-        for name, loss in estimators(samples, scale).items()
+        for name, loss in estimators(samples, scale, lambda: everything).items()
     ]
 
 
