@@ -10,20 +10,22 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from contrastile import info_nce, recall_at_k, retrieval_ranks
 from torch import Tensor
 from torch.nn import functional as F
 
 LATENT, WIDTH = 8, 16
-SCALES = 2.0 ** torch.arange(-6, 2.01, 0.25)  # times the trained scale, where the best one is looked for
+SCALES = 2.0 ** torch.arange(-6, 2.01, 0.5)  # times the trained scale, where the best one is looked for
+EVALUATED = 2048  # pairs at most among which a run is scored
 
 
 class Outcome(NamedTuple):
     """What a run reached, (runs,) each."""
 
     recovery: Tensor  # mean canonical correlation with the latent over that of the best linear encoders; optimum 1
-    loss: Tensor  # InfoNCE over all pairs at the trained scale, nats
+    loss: Tensor  # InfoNCE over all pairs, EVALUATED at most, at the trained scale, nats
     best_loss: Tensor  # the same at the best of SCALES
-    recall: Tensor  # share of pairs that rank first among all, mean of both directions
+    recall: Tensor  # share of those pairs that rank first among them, mean of both directions
     held_out_recall: Tensor  # the same among as many pairs that training never saw
 
 
@@ -42,10 +44,18 @@ class Problem:
 
     def outcome(self, encoders: Tensor, scale: float) -> Outcome:
         """Of trained encoders (2, runs, WIDTH, LATENT)."""
-        logits = scale * cosines(self.pairs, encoders)
-        losses = torch.stack([_info_nce(factor * logits) for factor in SCALES.tolist()])
-        held_out = cosines(self.held_out, encoders)
-        return Outcome(self.recovery(encoders), _info_nce(logits), losses.amin(0), _recall(logits), _recall(held_out))
+        seen, held_out = (
+            list(zip(*embed((x[:EVALUATED], y[:EVALUATED]), encoders), strict=True))
+            for x, y in (self.pairs, self.held_out)
+        )
+        losses = torch.tensor([[info_nce(*run, scale * factor) for run in seen] for factor in SCALES.tolist()])
+        return Outcome(
+            self.recovery(encoders),
+            torch.tensor([info_nce(*run, scale) for run in seen]),
+            losses.amin(0),
+            torch.tensor([_recall(*run) for run in seen]),
+            torch.tensor([_recall(*run) for run in held_out]),
+        )
 
     def recovery(self, encoders: Tensor) -> Tensor:
         """(runs,), of the population: covariances are known exactly, float64."""
@@ -72,22 +82,11 @@ def embed(sides: tuple[Tensor, Tensor], encoders: Tensor) -> list[Tensor]:
     return [F.normalize(side @ encoder, dim=-1) for side, encoder in zip(sides, encoders, strict=True)]
 
 
-def cosines(sides: tuple[Tensor, Tensor], encoders: Tensor) -> Tensor:
-    x, y = embed(sides, encoders)
-    return x @ y.mT
-
-
 def canonical_correlations(encoder: Tensor, covariance: Tensor, with_latent: Tensor) -> Tensor:
     """Between encoder^T x and a latent of unit covariance: (..., LATENT) from (..., WIDTH, LATENT)."""
     root = torch.linalg.cholesky(encoder.mT @ covariance @ encoder)
     return torch.linalg.svdvals(torch.linalg.solve_triangular(root, encoder.mT @ with_latent, upper=False))
 
 
-def _info_nce(logits: Tensor) -> Tensor:
-    positives = logits.diagonal(dim1=1, dim2=2)
-    return ((logits.logsumexp(1) + logits.logsumexp(2)) / 2 - positives).mean(1)
-
-
-def _recall(scores: Tensor) -> Tensor:
-    own = torch.arange(scores.shape[-1])
-    return ((scores.argmax(1) == own).float() + (scores.argmax(2) == own).float()).mean(1) / 2
+def _recall(x: Tensor, y: Tensor) -> float:
+    return sum(recall_at_k(retrieval_ranks(*sides), [1])[1] for sides in ((x, y), (y, x))) / 2
