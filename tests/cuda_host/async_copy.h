@@ -58,9 +58,9 @@ void wait_group(host::Place place = host::Place::current()) {
   host::land_before(open > Pending ? open - Pending : 0);
 }
 
-inline void wait_all() {
+inline void wait_all(host::Place place = host::Place::current()) {
   commit_group();
-  wait_group<0>();
+  wait_group<0>(place);
 }
 
 }  // namespace contrastile::device
