@@ -37,7 +37,12 @@ SCHEDULES = ("natural", "reversed", "random")
 if FULL:
     RUNS = [(build, schedule, 400) for build in BUILDS for schedule in SCHEDULES]
 else:
-    RUNS = [("sanitized", "natural", 40), ("sanitized", "random", 15), ("checked", "natural", 40), ("checked", "random", 25)]
+    RUNS = [
+        ("sanitized", "natural", 40),
+        ("sanitized", "random", 15),
+        ("checked", "natural", 40),
+        ("checked", "random", 25),
+    ]
 
 # What orders accesses of different threads, as file:line.
 ORDERS = [
