@@ -32,7 +32,8 @@ int main() {
 
   // Forward: log-sum-exps of the negatives, as maximum and sum.
   Floats row_max(n), row_sum(n), col_max(n), col_sum(n), positive(n);
-  const PairStats<float> stats{row_max.data(), row_sum.data(), col_max.data(), col_sum.data(), positive.data(), nullptr};
+  const PairStats<float> stats{row_max.data(), row_sum.data(), col_max.data(), col_sum.data(),
+                               positive.data(), nullptr};
   pair_stats(problem, stats, execution);
   double loss = 0;
   for (int i = 0; i < n; ++i) {

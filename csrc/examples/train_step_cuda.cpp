@@ -57,7 +57,8 @@ int main() {
 
   // Backward.
   Floats dx(n * depth), dy(n * depth);
-  const Weights weights{rows.max.data(), row_gain.data(), cols.max.data(), col_gain.data(), positive_coeff.data(), false};
+  const Weights weights{rows.max.data(), row_gain.data(), cols.max.data(), col_gain.data(),
+                        positive_coeff.data(), false};
   launch_gradient(pairs, all, weights, {dx.data(), dy.data(), nullptr}, {}, {}, stream);
   if (!example::wait_for_device()) throw std::runtime_error("the gradient sweep failed");
   example::print(loss, dx, dy);

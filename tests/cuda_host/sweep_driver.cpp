@@ -62,7 +62,9 @@ struct SumBuffers {
   static SumBuffers totals(bool sums, bool masses, int length) {
     return filled(sums, masses, length, -HUGE_VALF, 0);
   }
-  SumBuffers partials(int lines, int length) const { return filled(!max.empty(), !mass.empty(), lines * length, nan, nan); }
+  SumBuffers partials(int lines, int length) const {
+    return filled(!max.empty(), !mass.empty(), lines * length, nan, nan);
+  }
   Sums from(int first) { return {at(max, first), at(sum, first), at(mass, first)}; }
 };
 
@@ -251,7 +253,8 @@ class Case {
       const int together = is_float32 ? 4 : 8, stride = ceil_div(window.cols, together) * together;
       std::vector<char> strip(std::size_t(window.rows) * stride * (is_float32 ? 4 : 2), char(0xff));
       cuda::launch_coefficients(pairs_, window, handed_,
-                                {strip.data(), is_float32, stride, at(factor_), reinterpret_cast<bool*>(at(wanted_rows))},
+                                {strip.data(), is_float32, stride, at(factor_),
+                                 reinterpret_cast<bool*>(at(wanted_rows))},
                                 row_sums, col_sums, nullptr);
       Vector ours, truth;
       for (int i = 0; i < window.rows; ++i)
@@ -293,12 +296,14 @@ class Case {
       return values;
     };
     const std::int64_t size = p_.rows * p_.depth;
-    Floats values = some(size, true), others = some(size, random_.chance(0.5)), factors = some(p_.rows, random_.chance(0.5));
+    Floats values = some(size, true), others = some(size, random_.chance(0.5));
+    Floats factors = some(p_.rows, random_.chance(0.5));
     const bool rounds = form_.stored != Stored::float32 && random_.chance(0.6);
     std::vector<char> gradient(size * (rounds ? 2 : 4), char(0xff));
     Floats moments(random_.chance(0.6) ? p_.rows : 0, nan);
     cuda::launch_finish_rows({values.data(), at(others), at(factors), at(factor_), anchors_.view.data,
-                              anchors_.view.row_stride, form_.type, gradient.data(), rounds, at(moments), rows(), depth()},
+                              anchors_.view.row_stride, form_.type, gradient.data(), rounds, at(moments), rows(),
+                              depth()},
                              nullptr);
     Vector ours, truth, moment(p_.rows);
     for (std::int64_t k = 0; k < size; ++k) {
