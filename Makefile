@@ -17,10 +17,10 @@ PACKAGE_PARTS := pyproject.toml setup.py CMakeLists.txt tests/constraints.txt te
 
 .DEFAULT_GOAL := targets
 .DELETE_ON_ERROR:
-.PHONY: targets install demo test check bench must-reach kernels-full gpu-check clean build/typed
+.PHONY: targets install demo test check bench must-reach kernels-full cuda-host-full gpu-check clean build/typed
 
 targets:  # this list
-	@awk -F ':.*  # ' '/^[a-z-]+:.*  # / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*  # ' '/^[a-z-]+:.*  # / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(VENV)/.package  # the package, editable, and PyTorch into .venv
 	@$(RUN) -m contrastile doctor
@@ -44,6 +44,10 @@ must-reach: $(VENV)/.bench  # the performance promises, measured and judged
 
 kernels-full: $(VENV)/.test  # compile every kernel configuration for every GPU, check it, compare its bound
 	$(RUN) -m contrastile doctor --kernels all
+
+cuda-host-full: $(VENV)/.test  # run the CUDA kernels on the processor: plain, under sanitizers, with a race check, at length
+	CUDA_HOST_FULL=1 $(RUN) -m pytest --durations=20 tests/test_cuda_driver.py tests/test_cuda_kernels.py \
+	    tests/test_cuda_host.py tests/cuda_host
 
 gpu-check: $(VENV)/.test $(VENV)/.gpu-rivals  # suite, sanitizer and benchmark on a GPU, into bench/results/; says what is missing
 	$(RUN) tests/gpu_check.py

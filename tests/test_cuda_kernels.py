@@ -6,13 +6,15 @@ shared memory fails a test, whatever the numbers are.
 
 from __future__ import annotations
 
+import math
+
 import dense_sweeps
 import pytest
 import torch
 from contrastile.backends.cuda import CudaBackend
 from contrastile.backends.cuda_launches import CudaKernels
 from contrastile.backends.tiled.rows import RowSums
-from contrastile.pairs import GradNeeds, PairProblem
+from contrastile.pairs import GradNeeds, PairProblem, SoftmaxWeights
 from cuda_host import build as host
 from cuda_host import kernels
 from dense_sweeps import BOTH, PROBLEMS, assert_finished, given_weights, two_towers
@@ -103,3 +105,23 @@ def test_rows_are_finished_with_all_factors(native, dtype, joined):
     rows = RowSums(CudaKernels(native), sums.clone(), other.clone(), True, True, False, factor, row_factors)
     found = rows.finish(x, upstream, dtype, joined=joined)
     assert_finished(found, x, row_factors[:, None] * sums.double() / 2, other.double() / 2, joined)
+
+
+@pytest.mark.parametrize("form", ["ieee", "tf32x3", "tf32"])
+def test_infinity_gives_nan_in_three_products_and_in_every_gradient(native, monkeypatch, form):
+    """docs/numerics.md: its logits are infinite by one product, NaN by three; other rows' are as they were."""
+    monkeypatch.setenv("CONTRASTILE_FLOAT32", form)
+    kernels.configure(native)
+    backend = CudaBackend(CudaKernels(native))
+    problem = PROBLEMS["plain"](torch.float32)
+    problem.candidates[:, 5] = -problem.candidates[:, 5].abs() - 0.1
+    problem.anchors[:, 5] = 0
+    problem.anchors[17, 5] = math.inf
+    stats = backend.pair_stats(problem)
+    others = torch.arange(65) != 17
+    assert stats.positive_logit[others].isfinite().all()
+    assert (stats.row_max + stats.row_sum.log())[others].isfinite().all()
+    found = stats.positive_logit[17].item(), stats.row_sum[17].item()
+    assert all(map(math.isnan, found)) if form == "tf32x3" else found == (-math.inf, 0)
+    grads = backend.pair_grad(problem, SoftmaxWeights(columns=False), GradNeeds(dx=False, dy=True))
+    assert grads.dy[:, 5].isnan().all()

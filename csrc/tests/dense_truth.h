@@ -69,6 +69,17 @@ struct DenseGrads {
 inline double weight_of(double t, bool cap) { return cap && t > 0 ? 1 : std::exp(t); }
 inline double mass_of(double t, bool cap) { return cap && t > 0 ? 1 + t : std::exp(t); }
 
+// Of the pair (i, j), whose logit is s.
+inline double coefficient_of(const DenseProblem& p, const DenseWeights& w, std::int64_t i, std::int64_t j, double s) {
+  const Pair kind = p.kind(i, j);
+  if (kind == Pair::masked) return 0;
+  if (kind == Pair::positive) return w.positive_coeff.empty() ? 0 : w.positive_coeff[i];
+  double coefficient = 0;
+  if (!w.row.shift.empty()) coefficient += w.row.gain[i] * weight_of(s - w.row.shift[i], w.cap);
+  if (!w.col.shift.empty()) coefficient += w.col.gain[j] * weight_of(s - w.col.shift[j], w.cap);
+  return coefficient;
+}
+
 inline DenseGrads dense_grads(const DenseProblem& p, const DenseStats& stats, const DenseWeights& w) {
   DenseGrads out;
   for (Vector* dx : {&out.dx, &out.dx_size}) dx->resize(p.rows * p.depth);
@@ -77,18 +88,10 @@ inline DenseGrads dense_grads(const DenseProblem& p, const DenseStats& stats, co
   out.col_mass.resize(p.cols);
   for (std::int64_t i = 0; i < p.rows; ++i)
     for (std::int64_t j = 0; j < p.cols; ++j) {
-      const double s = stats.logits[i * p.cols + j];
-      double coefficient = 0;
+      const double s = stats.logits[i * p.cols + j], coefficient = coefficient_of(p, w, i, j, s);
       const Pair kind = p.kind(i, j);
-      if (kind == Pair::positive) coefficient = w.positive_coeff.empty() ? 0 : w.positive_coeff[i];
-      if (kind == Pair::negative && !w.row.shift.empty()) {
-        coefficient += w.row.gain[i] * weight_of(s - w.row.shift[i], w.cap);
-        out.row_mass[i] += mass_of(s - w.row.shift[i], w.cap);
-      }
-      if (kind == Pair::negative && !w.col.shift.empty()) {
-        coefficient += w.col.gain[j] * weight_of(s - w.col.shift[j], w.cap);
-        out.col_mass[j] += mass_of(s - w.col.shift[j], w.cap);
-      }
+      if (kind == Pair::negative && !w.row.shift.empty()) out.row_mass[i] += mass_of(s - w.row.shift[i], w.cap);
+      if (kind == Pair::negative && !w.col.shift.empty()) out.col_mass[j] += mass_of(s - w.col.shift[j], w.cap);
       if (kind != Pair::masked) {
         out.moment[i] += coefficient * s;
         out.moment_size[i] += std::abs(coefficient * s);

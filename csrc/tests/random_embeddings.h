@@ -58,11 +58,11 @@ inline double value_of_half(std::uint16_t bits, ElementType type) {
   return bits & 0x8000 ? -magnitude : magnitude;
 }
 
-// Random values of at most 1 in magnitude, written to `values` as well.
+// Random values of at most 1 in magnitude, written to `values` as well. Gaps between rows are multiples of `unit`.
 template <class Real>
 Embeddings<Real> random_embeddings(Random& random, std::int64_t rows, std::int64_t depth, ElementType type,
-                                   Vector& values) {
-  const std::int64_t stride = depth + random.one_of<std::int64_t>({0, 0, 1, 7});
+                                   Vector& values, std::int64_t unit = 1) {
+  const std::int64_t stride = depth + unit * random.one_of<std::int64_t>({0, 0, 1, 7});
   const std::int64_t elements = (rows - 1) * stride + depth;
   Embeddings<Real> out;
   values.resize(rows * depth);

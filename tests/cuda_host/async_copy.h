@@ -51,15 +51,16 @@ void cp_async(void* shared, const void* global, int source_bytes = Bytes, host::
 inline void commit_group() { ++host::block->running->open_group; }
 
 template <int Pending>
-void wait_group() {
+void wait_group(host::Place place = host::Place::current()) {
   static_assert(Pending >= 0);
+  if (host::is_left_out(place)) return;
   const std::uint64_t open = host::block->running->open_group;
   host::land_before(open > Pending ? open - Pending : 0);
 }
 
-inline void wait_all() {
+inline void wait_all(host::Place place = host::Place::current()) {
   commit_group();
-  wait_group<0>();
+  wait_group<0>(place);
 }
 
 }  // namespace contrastile::device

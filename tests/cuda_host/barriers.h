@@ -54,6 +54,7 @@ namespace contrastile::device {
 
 inline void block_barrier(host::Place place = host::Place::current()) {
   using host::block;
+  if (host::is_left_out(place)) return;
   const auto& waiting = block->barriers[0].waiting;
   if (!waiting.empty() && !host::same(waiting.front()->place, place))
     block->fail("divergent barrier: this thread is at " + host::text(place) + ", thread " +

@@ -52,14 +52,23 @@ def version() -> str:
     return subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
 
 
-def build(sources: Sequence[Path], sanitizer: str = "", checks: bool = False, includes: Sequence[Path] = ()) -> Path:
-    """A shared library of `sources`, .cu or .cpp; built once for the same text, headers, flags and compiler."""
+def build(
+    sources: Sequence[Path],
+    sanitizer: str = "",
+    checks: bool = False,
+    includes: Sequence[Path] = (),
+    program: bool = False,
+) -> Path:
+    """A shared library, or a program, of `sources`, .cu or .cpp; built once for the same text, headers, flags and
+    compiler.
+    """
     options = flags(sanitizer, checks, includes)
-    headers = sorted(path for folder in INCLUDES for path in folder.rglob("*") if path.suffix in (".h", ".cuh"))
+    folders = [folder for folder in (*INCLUDES, *includes) if folder.is_relative_to(ROOT)]
+    headers = sorted({path for folder in folders for path in folder.rglob("*") if path.suffix in (".h", ".cuh")})
     digest = hashlib.sha256(" ".join([version(), *options]).encode())
     for path in [*map(Path, sources), *headers]:
         digest.update(str(path).encode() + path.read_bytes())
-    library = BUILDS / f"{Path(sources[0]).stem}-{digest.hexdigest()[:16]}.so"
+    library = BUILDS / f"{Path(sources[0]).stem}-{digest.hexdigest()[:16]}{'' if program else '.so'}"
     if library.exists():
         return library
 
@@ -74,7 +83,7 @@ def build(sources: Sequence[Path], sanitizer: str = "", checks: bool = False, in
                     lambda pair: _run([*compile_one, str(pair[0]), "-o", pair[1]]), zip(sources, objects, strict=True)
                 )
             )
-        _run([str(compiler()), *options, "-shared", "-o", str(unfinished), *objects, "-ldl"])
+        _run([str(compiler()), *options, *([] if program else ["-shared"]), "-o", str(unfinished), *objects, "-ldl"])
         unfinished.replace(library)
     return library
 

@@ -38,6 +38,7 @@ struct Settings {
   Order blocks = Order::natural;
   bool random_threads = false;  // otherwise each thread runs until it waits, in turn
   std::uint64_t seed = 0;
+  std::string left_out;  // the place, as panels.h:10, of a block barrier or a wait for copies that is to do nothing
 };
 inline Settings settings;
 
@@ -83,6 +84,8 @@ inline std::string text(const Place& place) {
   const std::string path = place.file_name();
   return path.substr(path.rfind('/') + 1) + ":" + std::to_string(place.line());
 }
+
+inline bool is_left_out(const Place& place) { return !settings.left_out.empty() && settings.left_out == text(place); }
 
 inline bool same(const Place& a, const Place& b) {
   return a.line() == b.line() && a.column() == b.column() && std::string_view(a.file_name()) == b.file_name();
