@@ -2,11 +2,27 @@
 
 #include <algorithm>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "team.h"
 
 namespace contrastile::cpu {
 
 namespace {
+
+// Fresh memory for gradients is handed out by the system page by page as it is first written, which takes longer than
+// the pass itself; huge pages are few.
+void prefer_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::int64_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  constexpr std::uintptr_t huge_page = std::uintptr_t(1) << 21;
+  const auto begin = reinterpret_cast<std::uintptr_t>(memory);
+  const std::uintptr_t first = (begin + huge_page - 1) / huge_page * huge_page;
+  const std::uintptr_t end = (begin + std::uintptr_t(bytes)) / huge_page * huge_page;
+  if (memory && first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
+}
 
 // values[row] = kernel(operands of the row, scratch), for every row.
 template <class Real, class Kernel>
@@ -17,6 +33,8 @@ void for_each_row(const std::vector<RowInput>& inputs, Real* values, int threads
   Team team(int(std::min<std::int64_t>(threads, units)));
   const std::int64_t size = row_kernels<Real>().scratch(first.depth);
   std::vector<Real> scratch(size * team.threads());
+  for (const auto& [view, gradient] : inputs)
+    prefer_huge_pages(gradient, view.rows * view.depth * view.element_bytes());
   team.for_each(units, [&](std::int64_t unit, int thread) {
     const std::int64_t end = std::min((unit + 1) * rows_per_unit, first.rows);
     for (std::int64_t row = unit * rows_per_unit; row < end; ++row) {
