@@ -92,9 +92,7 @@ def _load(source, stride, row, is_row, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.cons
 
 
 @triton.jit
-def _store(
-    gradient, formed, row, is_row, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr, EMULATE_BF16: tl.constexpr
-):
+def _store(gradient, formed, row, is_row, DEPTH: tl.constexpr, BLOCK_DEPTH: tl.constexpr, EMULATE_BF16: tl.constexpr):
     if gradient is not None:
         feature = tl.arange(0, BLOCK_DEPTH)[None, :]
         valid = is_row[:, None] & (feature < DEPTH)

@@ -109,7 +109,9 @@ def test_nan_stays_in_its_row(backend, name):
 def test_narrowing_in_cpp_rounds_as_pytorch_does(dtype):
     """Subnormals, ties, the largest numbers and those beyond."""
     tiny = torch.finfo(dtype).smallest_normal
-    wide = torch.cat([torch.linspace(-4 * tiny, 4 * tiny, 4001), torch.randn(4000) * 1000, torch.linspace(6e4, 7e4, 99)])
+    wide = torch.cat(
+        [torch.linspace(-4 * tiny, 4 * tiny, 4001), torch.randn(4000) * 1000, torch.linspace(6e4, 7e4, 99)]
+    )
     wide = torch.cat([wide, torch.tensor([1 + 2.0**-11, 1 + 3 * 2.0**-11, 65519.996, 65520, 3.4e38])])
     ones = torch.ones(len(wide), 1, dtype=dtype)
     _, gradients = rows.run("cpu", DotProducts(False), (ones, ones, ones, ones), wide / 2, (True, False, False, False))

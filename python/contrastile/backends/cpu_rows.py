@@ -9,9 +9,7 @@ from contrastile.backends.cpu import embedding_view, extension
 from contrastile.backends.rows import BridgeDistance, Gradients, RowKind
 
 
-def run(
-    kind: RowKind, inputs: tuple[Tensor, ...], gain: Tensor, wants: tuple[bool, ...]
-) -> tuple[Tensor, Gradients]:
+def run(kind: RowKind, inputs: tuple[Tensor, ...], gain: Tensor, wants: tuple[bool, ...]) -> tuple[Tensor, Gradients]:
     c, suffix = extension(), "_float64" if gain.dtype == torch.float64 else "_float32"
     values = torch.empty_like(gain)
     gradients = tuple(

@@ -17,9 +17,7 @@ ENTRIES_OF_A_WARP = 512
 MOST_WARPS = 16
 
 
-def run(
-    kind: RowKind, inputs: tuple[Tensor, ...], gain: Tensor, wants: tuple[bool, ...]
-) -> tuple[Tensor, Gradients]:
+def run(kind: RowKind, inputs: tuple[Tensor, ...], gain: Tensor, wants: tuple[bool, ...]) -> tuple[Tensor, Gradients]:
     values = torch.empty_like(gain)
     gradients = tuple(
         torch.empty_like(part, memory_format=torch.contiguous_format) if want else None

@@ -1,4 +1,4 @@
-"""The contrastive base of latent modality structures: across modalities both ways, and each against its augmentation."""
+"""The contrastive base loss: across modalities both ways, and each modality against its augmentation."""
 
 from __future__ import annotations
 

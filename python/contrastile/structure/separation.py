@@ -72,11 +72,12 @@ def feature_separation(
     v, t, v_ind, t_ind, *positives = check_alike(parts)
     if len(v) < 2:
         raise ValueError(f"v is {tuple(v.shape)}: the uniformity of one row is undefined, expected at least two")
-    v_positive, t_positive = positives or (v_ind, t_ind)
     gain = unit_gain(v, "mean")
     loss = row_pass(DotProducts(difference=False), (v, v_ind, t, t_ind), gain, "sum", backend)
-    contrast = in_modal if printed_denominators else augmented
-    loss = loss + contrast(v_ind, v_positive, scale, backend) + contrast(t_ind, t_positive, scale, backend)
+    # A row that is its own positive is InfoNCE of the batch against itself.
+    contrast = in_modal if printed_denominators and positives else augmented
+    for own, positive in zip((v_ind, t_ind), positives or (v_ind, t_ind), strict=True):
+        loss = loss + contrast(own, positive, scale, backend)
     return loss + _uniformity(v_ind, backend) + _uniformity(t_ind, backend)
 
 
