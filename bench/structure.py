@@ -91,8 +91,12 @@ def main(argv: list[str]) -> int:
     ]
     for name, count, ours_of, dense_of in rows_losses:
         ours, dense = (seconds(loss, count, 65536, depth, repeats) for loss in (ours_of, dense_of))
-        print(f"{name:<24}{65536:>8}{ours:>10.4f}{dense:>10.3f}{dense / ours:>8.1f}", flush=True)
+        print(_line(name, 65536, ours, dense), flush=True)
     return 0
+
+
+def _line(name: str, rows: int, ours: float, dense: float) -> str:
+    return f"{name:<24}{rows:>8}{ours:>10.4f}{dense:>10.3f}{dense / ours:>8.1f}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Geometric consistency over two processes: the loss and gradients of the whole batch, with Gram matrices alone sent."""
+"""Geometric consistency over two processes: loss and gradients of the whole batch, and only Gram matrices are sent."""
 
 from __future__ import annotations
 

@@ -54,8 +54,8 @@ class RowPassFunction(torch.autograd.Function):
         values, gradients = rows.run(ctx.backend, kind, tuple(inputs), gain, wants)
         if forms:
             ctx.formed = gradients
-        values = gain * values
-        return values if ctx.by_row else values.sum()
+        gained: Tensor = gain * values
+        return gained if ctx.by_row else gained.sum()
 
     @staticmethod
     @differentiable_once
