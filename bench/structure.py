@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
     depth, repeats = options.dim, options.repeats
 
     print(
-        f"float32, D = {depth}, {options.threads} threads, medians of {repeats} (dense: 3 at most), seconds of forward + backward"
+        f"float32, D = {depth}, {options.threads} threads, medians of {repeats} (dense: at most 3), forward + backward, s"
     )
     print(f"{'loss':<24}{'N':>8}{'ours':>10}{'PyTorch':>10}{'ratio':>8}")
     dense_seconds: dict[int, float] = {}
