@@ -69,9 +69,7 @@ def main(argv: list[str]) -> int:
     torch.manual_seed(0)
     depth, repeats = options.dim, options.repeats
 
-    print(
-        f"float32, D = {depth}, {options.threads} threads, medians of {repeats} (dense: at most 3), forward + backward, s"
-    )
+    print(f"float32, D = {depth}, {options.threads} threads, medians of {repeats} (dense: at most 3), s")
     print(f"{'loss':<24}{'N':>8}{'ours':>10}{'PyTorch':>10}{'ratio':>8}")
     dense_seconds: dict[int, float] = {}
     for rows in (2048, 8192, 16384):

@@ -290,15 +290,18 @@ def _symmetric_parts(pairs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _of_both(d_difference: Tensor, d_total: Tensor, roots: Tensor | None) -> tuple[Tensor, Tensor]:
-    """dV and dT from dM and dP."""
-    dv, dt = d_difference + d_total, d_total - d_difference
-    return (dv, dt) if roots is None else (dv * roots[:, None], dt * roots[:, None])
+    """dV and dT from dM and dP, in whose place dV comes."""
+    dt = d_total - d_difference
+    dv = d_difference.add_(d_total)
+    return (dv, dt) if roots is None else (dv.mul_(roots[:, None]), dt.mul_(roots[:, None]))
 
 
 def _chunks(v: Tensor) -> Iterator[slice]:
-    """Rows whose M, P and gradients of both, and two more of that size on the way, fit the workspace."""
+    """Rows whose widened inputs, M and P, and gradients of all, fit the workspace; half of it, for what an allocator
+    cannot use again at once.
+    """
     entries = backends.workspace_bytes() // accumulation_dtype(v.dtype).itemsize
-    size = max(1, entries // (6 * v.shape[1]))
+    size = max(1, entries // (16 * v.shape[1]))
     return (slice(first, first + size) for first in range(0, len(v), size))
 
 
