@@ -15,6 +15,7 @@
 #include "cuda_bindings.h"
 #endif
 #include "cpu/isa.h"
+#include "cpu/row_pass.h"
 #include "cpu/sweeps.h"
 #include "cpu/team.h"
 #include "cpu/workspace.h"
@@ -98,6 +99,19 @@ void bind_sweeps(py::module_& module, const char* suffix) {
       without_gil);
   module.def(named("pair_stats").c_str(), &pair_stats<Real>, without_gil);
   module.def(named("pair_grad_given").c_str(), &pair_grad_given<Real>, without_gil);
+  module.def(
+      named("bridge_rows").c_str(),
+      [](const std::vector<RowInput>& inputs, Address time, Address gain, Address values, int threads) {
+        bridge_rows(inputs, pointer<const Real>(time), pointer<const Real>(gain), pointer<Real>(values), threads);
+      },
+      without_gil);
+  module.def(
+      named("dot_product_rows").c_str(),
+      [](const std::vector<RowInput>& inputs, bool difference, Address gain, Address values, int threads) {
+        dot_product_rows(inputs, difference ? DotProducts::difference : DotProducts::squares,
+                         pointer<const Real>(gain), pointer<Real>(values), threads);
+      },
+      without_gil);
   module.def(named("pair_grad_softmax").c_str(), &pair_grad_softmax<Real>, without_gil);
 }
 
@@ -125,6 +139,12 @@ PYBIND11_MODULE(_C, module) {
            }),
            py::kw_only(), py::arg("data"), py::arg("rows"), py::arg("depth"), py::arg("row_stride"),
            py::arg("element_type"));
+
+  py::class_<RowInput>(module, "RowInput")
+      .def(py::init([](const EmbeddingView& rows, Address gradient) {
+             return RowInput{rows, pointer<void>(gradient)};
+           }),
+           py::kw_only(), py::arg("rows"), py::arg("gradient"));
 
   py::class_<Execution>(module, "Execution")
       .def(py::init([](int threads, std::int64_t workspace_bytes) { return Execution{threads, workspace_bytes}; }),

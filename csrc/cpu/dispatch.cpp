@@ -1,5 +1,5 @@
 // Chooses the instruction set. Every set is a namespace, filled by
-// vector_kernels.cpp and product_kernels.cpp.
+// vector_kernels.cpp, product_kernels.cpp and row_kernels.cpp.
 #include <cstdlib>
 #include <string_view>
 
@@ -11,6 +11,8 @@
   extern const VectorKernels<double> vector_kernels_double;   \
   extern const ProductKernels<float> product_kernels_single;  \
   extern const ProductKernels<double> product_kernels_double; \
+  extern const RowKernels<float> row_kernels_single;          \
+  extern const RowKernels<double> row_kernels_double;         \
   double fma_rate(double seconds);                            \
   }                                                           \
   namespace contrastile::cpu {                                \
@@ -19,6 +21,8 @@
                                 &set::vector_kernels_double,  \
                                 &set::product_kernels_single, \
                                 &set::product_kernels_double, \
+                                &set::row_kernels_single,     \
+                                &set::row_kernels_double,     \
                                 &set::fma_rate};              \
   }
 
@@ -70,6 +74,16 @@ const ProductKernels<float>& product_kernels<float>() {
 template <>
 const ProductKernels<double>& product_kernels<double>() {
   return *isa().product_double;
+}
+
+template <>
+const RowKernels<float>& row_kernels<float>() {
+  return *isa().row_single;
+}
+
+template <>
+const RowKernels<double>& row_kernels<double>() {
+  return *isa().row_double;
 }
 
 }  // namespace contrastile::cpu

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "product_kernels.h"
+#include "row_kernels.h"
 #include "vector_kernels.h"
 
 namespace contrastile::cpu {
@@ -13,6 +14,8 @@ struct Isa {
   const VectorKernels<double>* vector_double;
   const ProductKernels<float>* product_single;
   const ProductKernels<double>* product_double;
+  const RowKernels<float>* row_single;
+  const RowKernels<double>* row_double;
   // Fused multiply-adds on registers alone for about `seconds`; flop/s of the
   // calling thread.
   double (*fma_rate)(double seconds);

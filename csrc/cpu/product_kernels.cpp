@@ -9,12 +9,12 @@
 // bound  the multiply-add units
 #include "product_kernels.h"
 
+#include "elements.h"
 #include "vector_math.h"
 
 namespace {
 
 using contrastile::cpu::Accumulate;
-using contrastile::cpu::ElementType;
 using contrastile::cpu::Layout;
 using contrastile::cpu::LeftOperand;
 using contrastile::cpu::Strided;
@@ -152,38 +152,6 @@ void multiply(std::int64_t rows, std::int64_t cols, std::int64_t depth, LeftOper
   }
 }
 
-inline float float_from_bits(std::uint32_t bits) {
-  float value;
-  __builtin_memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-// How an element in memory becomes a Real.
-template <class Real>
-struct Same {
-  using Stored = Real;
-  static Real convert(Real value) { return value; }
-};
-
-struct Bfloat16 {
-  using Stored = std::uint16_t;
-  static float convert(std::uint16_t bits) { return float_from_bits(std::uint32_t(bits) << 16); }
-};
-
-struct Float16 {
-  using Stored = std::uint16_t;
-  // Without a branch: a multiplication moves the exponent, which also
-  // normalises subnormals; the exponent of inf and NaN is then forced to all
-  // ones.
-  static float convert(std::uint16_t bits) {
-    const float scaled = float_from_bits(std::uint32_t(bits & 0x7fff) << 13) * 0x1p112f;
-    std::uint32_t result;
-    __builtin_memcpy(&result, &scaled, sizeof result);
-    result |= (bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
-    return float_from_bits(result | std::uint32_t(bits & 0x8000) << 16);
-  }
-};
-
 template <class Real>
 struct QuadOf {
   typedef Real type __attribute__((vector_size(4 * sizeof(Real))));
@@ -288,16 +256,6 @@ Real dot_of(const void* a, const void* b, std::int64_t depth) {
   for (int half = chains / 2; half > 0; half /= 2)
     for (int c = 0; c < half; ++c) sum[c] += sum[c + half];
   return sum[0];
-}
-
-// work.operator()<Element>() for the element type of the embeddings.
-template <class Real, class Work>
-auto with_element(ElementType type, const Work& work) {
-  if constexpr (sizeof(Real) == sizeof(float)) {
-    if (type == ElementType::bfloat16) return work.template operator()<Bfloat16>();
-    if (type == ElementType::float16) return work.template operator()<Float16>();
-  }
-  return work.template operator()<Same<Real>>();
 }
 
 template <class Real>

@@ -1,7 +1,7 @@
 // Vectors of the width this translation unit is compiled for, and their
 // exponential.
 //
-// Included by vector_kernels.cpp only, once per instruction set. All of it sits
+// Included by the kernels only, once per instruction set. All of it sits
 // in an unnamed namespace: a shared instantiation could be linked from the
 // widest unit into the others.
 #pragma once

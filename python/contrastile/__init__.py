@@ -1,20 +1,40 @@
 """Contrastive losses and their gradients, tile by tile: nothing of size N x M is ever stored."""
 
-from contrastile import autograd, backends, ops, reference
+from contrastile import autograd, backends, ops, reference, structure
 from contrastile.backends import use_backend
 from contrastile.evaluate import recall_at_k, retrieval_ranks
 from contrastile.functional import GammaOutput, gamma_contrastive, info_nce, log_normalizers, nt_xent
 from contrastile.losses import ClipLoss, GammaContrastiveLoss, NTXentLoss
+from contrastile.structure import (
+    BrownianBridgeLoss,
+    FeatureSeparationLoss,
+    FourWayContrastiveLoss,
+    GeometricConsistencyLoss,
+    SeparatingHeads,
+    brownian_bridge,
+    feature_separation,
+    four_way_contrastive,
+    geometric_consistency,
+)
 from contrastile.version import __version__ as __version__
 
 __all__ = [
+    "BrownianBridgeLoss",
     "ClipLoss",
+    "FeatureSeparationLoss",
+    "FourWayContrastiveLoss",
     "GammaContrastiveLoss",
     "GammaOutput",
+    "GeometricConsistencyLoss",
     "NTXentLoss",
+    "SeparatingHeads",
     "autograd",
     "backends",
+    "brownian_bridge",
+    "feature_separation",
+    "four_way_contrastive",
     "gamma_contrastive",
+    "geometric_consistency",
     "info_nce",
     "log_normalizers",
     "nt_xent",
@@ -22,5 +42,6 @@ __all__ = [
     "recall_at_k",
     "reference",
     "retrieval_ranks",
+    "structure",
     "use_backend",
 ]

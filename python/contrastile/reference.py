@@ -16,7 +16,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["GammaOutput", "gamma_contrastive", "info_nce", "log_normalizers", "nt_xent", "retrieval_ranks"]
+from contrastile.reference_structure import (
+    brownian_bridge,
+    feature_separation,
+    four_way_contrastive,
+    geometric_consistency,
+)
+
+__all__ = [
+    "GammaOutput",
+    "brownian_bridge",
+    "feature_separation",
+    "four_way_contrastive",
+    "gamma_contrastive",
+    "geometric_consistency",
+    "info_nce",
+    "log_normalizers",
+    "nt_xent",
+    "retrieval_ranks",
+]
 
 Groups = tuple[Tensor, Tensor]
 

@@ -118,6 +118,36 @@ def check_views(z: Tensor, scale: float | Tensor, positives: Tensor | None) -> P
     return PairInputs(z, None, _check_scale(scale, z), positives, None, None)
 
 
+def check_alike(embeddings: dict[str, Tensor]) -> list[Tensor]:
+    """Embeddings of the same samples, by the names of their arguments: one shape, device and dtype.
+
+    Under autocast the narrower dtypes are widened.
+    """
+    for name, rows in embeddings.items():
+        _check_embeddings(name, rows)
+    (first, like), *others = embeddings.items()
+    for name, rows in others:
+        if rows.shape != like.shape:
+            raise ValueError(f"{first} is {_shape(like)} but {name} is {_shape(rows)}: both need the same shape")
+        if rows.device != like.device:
+            raise ValueError(f"{first} is on {like.device} but {name} is on {rows.device}: both need the same device")
+        if rows.dtype != like.dtype and not torch.is_autocast_enabled(like.device.type):
+            raise TypeError(f"{first} is {like.dtype} but {name} is {rows.dtype}: both need the same dtype")
+    widest = like.dtype
+    for _, rows in others:
+        widest = torch.promote_types(widest, rows.dtype)
+    return [rows.to(widest) for rows in embeddings.values()]
+
+
+def check_number(name: str, value: float, lowest: float, highest: float = math.inf) -> float:
+    if not _is_number(value):
+        raise TypeError(f"{name} is {_kind(value)}: expected a number")
+    if not (lowest <= value <= highest and value < math.inf):
+        bounds = f"of at least {lowest:g}" if highest == math.inf else f"from {lowest:g} to {highest:g}"
+        raise ValueError(f"{name} is {value}: expected a finite number {bounds}")
+    return value
+
+
 def check_vector(name: str, vector: Tensor, length: int, like: Tensor, *, positive: bool = False) -> Tensor:
     """A constant of the loss, one entry per row or column, in the accumulation dtype."""
     if not isinstance(vector, Tensor) or not vector.dtype.is_floating_point:

@@ -22,7 +22,8 @@ ELEMENT_TYPES = {
 
 
 @cache
-def _extension() -> ModuleType:
+def extension() -> ModuleType:
+    """contrastile._C."""
     from contrastile import _C
 
     return _C
@@ -30,7 +31,7 @@ def _extension() -> ModuleType:
 
 def unavailable_reason() -> str | None:
     try:
-        _extension()
+        extension()
     except ImportError as error:
         return f"the C++ extension contrastile._C is not there ({error}): was there a C++ compiler at installation?"
     return None
@@ -39,7 +40,7 @@ def unavailable_reason() -> str | None:
 def release_workspace() -> None:
     """Gives back the memory that is kept from one sweep for the next."""
     if unavailable_reason() is None:
-        _extension().release_workspace()
+        extension().release_workspace()
 
 
 def positive_logits(problem: PairProblem) -> Tensor:
@@ -83,7 +84,7 @@ class _Call:
     """One call of the extension: the problem as addresses, and the tensors behind them kept alive."""
 
     def __init__(self, problem: PairProblem) -> None:
-        self._c = _extension()
+        self._c = extension()
         self._dtype = problem.scale.dtype
         self._suffix = "_float64" if self._dtype == torch.float64 else "_float32"
         self._held: list[Tensor] = []
@@ -160,11 +161,16 @@ class _Call:
 
     def _view(self, embeddings: Tensor) -> Any:
         self._held.append(embeddings)
-        rows, depth = embeddings.shape
-        return self._c.EmbeddingView(
-            data=embeddings.data_ptr(),
-            rows=rows,
-            depth=depth,
-            row_stride=embeddings.stride(0),
-            element_type=ELEMENT_TYPES[embeddings.dtype],
-        )
+        return embedding_view(embeddings)
+
+
+def embedding_view(embeddings: Tensor) -> Any:
+    """Of a tensor that the caller keeps alive, unit stride along its features."""
+    rows, depth = embeddings.shape
+    return extension().EmbeddingView(
+        data=embeddings.data_ptr(),
+        rows=rows,
+        depth=depth,
+        row_stride=embeddings.stride(0),
+        element_type=ELEMENT_TYPES[embeddings.dtype],
+    )

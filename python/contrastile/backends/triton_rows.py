@@ -1,0 +1,44 @@
+"""The pass over rows by Triton: launches of kernels/row_losses.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from contrastile.backends.rows import BridgeDistance, Gradients, RowKind
+from contrastile.backends.triton_launches import interpreting, launch_options, on_device
+from contrastile.kernels.row_losses import bridge_rows_kernel, dot_product_rows_kernel
+
+ENTRIES = 1024  # of each input, that a program holds at least
+ENTRIES_OF_A_WARP = 512
+MOST_WARPS = 16
+
+
+def run(kind: RowKind, inputs: tuple[Tensor, ...], gain: Tensor, wants: tuple[bool, ...]) -> tuple[Tensor, Gradients]:
+    values = torch.empty_like(gain)
+    gradients = tuple(
+        torch.empty_like(part, memory_format=torch.contiguous_format) if want else None
+        for part, want in zip(inputs, wants, strict=True)
+    )
+    count, depth = inputs[0].shape
+    block_depth = int(triton.next_power_of_2(depth))
+    block_rows = max(1, ENTRIES // block_depth)
+    strides = tuple(part.stride(0) for part in inputs)
+    arguments: tuple[Any, ...] = (gain, values, gradients, count)
+    options: dict[str, Any] = {
+        "DEPTH": depth,
+        "BLOCK_ROWS": block_rows,
+        "BLOCK_DEPTH": block_depth,
+        "EMULATE_BF16": interpreting() and inputs[0].dtype == torch.bfloat16,
+        **launch_options(min(MOST_WARPS, block_rows * block_depth // ENTRIES_OF_A_WARP), num_stages=1),
+    }
+    grid = (triton.cdiv(count, block_rows),)
+    with on_device(gain.device):
+        if isinstance(kind, BridgeDistance):
+            bridge_rows_kernel[grid](inputs, strides, kind.time.contiguous(), *arguments, **options)
+        else:
+            dot_product_rows_kernel[grid](inputs, strides, *arguments, DIFFERENCE=kind.difference, **options)
+    return values, gradients
