@@ -5,7 +5,8 @@
     second    each chunk again, in that state, with a graph; backward from its rows of dL/dE         one chunk kept
 
 By the chain rule dL/dw = sum over chunks of (dE_chunk/dw)^T dL/dE_chunk, so the gradients are those of a backward
-through all chunks at once (Gao et al., "Scaling deep contrastive learning batch size under memory limited setup", 2021).
+through all chunks at once. After Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+Setup", RepL4NLP 2021.
 """
 
 from __future__ import annotations
@@ -49,11 +50,9 @@ def cached_backward(
         ValueError: no tower is given; chunk_size has not one entry per tower; as GradientCache does.
         TypeError, RuntimeError: as GradientCache does.
     """
-    sizes = [chunk_size] * len(towers) if chunk_size is None or isinstance(chunk_size, int) else list(chunk_size)
+    sizes = list(chunk_size) if isinstance(chunk_size, Sequence) else [chunk_size] * len(towers)
     if not towers or len(sizes) != len(towers):
-        raise ValueError(
-            f"chunk_size has {len(sizes)} entries for {len(towers)} towers: expected one each, of 1 or more"
-        )
+        raise ValueError(f"chunk_size has {len(sizes)} entries for {len(towers)} towers: expected one each")
     cache = GradientCache()
     embeddings = [cache.encode(*tower, size) for tower, size in zip(towers, sizes, strict=True)]
     result = loss_fn(*embeddings)
@@ -93,8 +92,8 @@ class GradientCache:
         """Embeddings of all rows of inputs, (N, ...), leaves that require gradients.
 
         Args:
-            encoder: called with one chunk, gives a floating-point tensor with a row for each of the chunk's, or a tuple,
-                list or dictionary of such tensors; encode returns the like.
+            encoder: called with one chunk, gives a floating-point tensor with a row for each of the chunk's, or a
+                tuple, list or dictionary of such tensors; encode returns the like.
             inputs: tensors with N rows, alone or within dictionaries, lists and tuples; tensors () and what is no
                 tensor go to every chunk as they are. With chunk_size None: a list of chunks, each what encoder takes.
                 A tensor that requires its gradient must be a leaf.
@@ -147,9 +146,7 @@ class GradientCache:
             torch.autograd.backward(losses)
         for tower in towers:
             if all(leaf.grad is None for leaf in tower.leaves):
-                raise RuntimeError(
-                    f"the loss gave no gradient to the embeddings of {tower.name}: expected it to use them"
-                )
+                raise RuntimeError(f"the embeddings of {tower.name} got no gradient: expected a loss that uses them")
         for buffer in buffers:
             buffer.set_back()
         last_use = {wrapper: tower for tower in towers for wrapper in tower.data_parallel}
@@ -172,9 +169,8 @@ class _Tower:
 
     @property
     def data_parallel(self) -> list[DistributedDataParallel]:
-        return (
-            [] if self.module is None else [m for m in self.module.modules() if isinstance(m, DistributedDataParallel)]
-        )
+        parts = [] if self.module is None else self.module.modules()
+        return [part for part in parts if isinstance(part, DistributedDataParallel)]
 
     def replay(self, synchronised: list[DistributedDataParallel]) -> Tensor:
         """Second forward and backward of every chunk. In the last one the given wrappers exchange gradients."""
@@ -185,13 +181,12 @@ class _Tower:
         upstream = [None if grad is None else grad.split(self.rows) for grad in gradients]
         errors = []
         for number in range(len(self.chunks)):
-            silent = [m for m in self.data_parallel if m not in synchronised or number + 1 < len(self.chunks)]
+            last = number + 1 == len(self.chunks)
             with ExitStack() as stack:
-                for wrapper in silent:
-                    stack.enter_context(wrapper.no_sync())
-                errors += self._replay_chunk(
-                    number, [rows[number] for rows in first], [g and g[number] for g in upstream]
-                )
+                for wrapper in self.data_parallel:
+                    if not last or wrapper not in synchronised:
+                        stack.enter_context(wrapper.no_sync())
+                errors += self._replay_chunk(number, [e[number] for e in first], [g and g[number] for g in upstream])
         return torch.stack(errors).amax()
 
     def _replay_chunk(self, number: int, first: list[Tensor], upstream: list[Tensor | None]) -> list[Tensor]:
@@ -270,7 +265,7 @@ class _Buffer:
 
 def _buffers_of(module: nn.Module | None) -> list[_Buffer]:
     return [
-        _Buffer(part, name, tensor, tensor._version, tensor.clone())
+        _Buffer(part, name, tensor, tensor._version, tensor.detach().clone())
         for part in ([] if module is None else module.modules())
         for name, tensor in part._buffers.items()
         if tensor is not None
@@ -295,8 +290,8 @@ def _chunks_of(inputs: Any, chunk_size: int | None, name: str) -> list[_Chunk]:
     tensors = _tensors_in(inputs)
     if any(t.requires_grad and not t.is_leaf for t in tensors):
         raise ValueError(
-            f"inputs of {name} hold a tensor computed with a graph, which every chunk would walk again: expected leaves; "
-            "let the encoder compute it, or detach it"
+            f"inputs of {name} hold a tensor computed with a graph, which every chunk would walk again: "
+            "expected leaves; let the encoder compute it, or detach it"
         )
     if chunk_size is None:
         if not isinstance(inputs, (list, tuple)) or not inputs:
