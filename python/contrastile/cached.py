@@ -253,19 +253,17 @@ class _Buffer:
     module: nn.Module
     name: str
     tensor: Tensor
-    version: int
     value: Tensor
 
     @torch.no_grad()
     def set_back(self) -> None:
         self.module._buffers[self.name] = self.tensor  # where a forward put another tensor in its place
-        if self.tensor._version != self.version:
-            self.tensor.copy_(self.value)
+        self.tensor.copy_(self.value)  # always: batch norm changes running statistics without a new version
 
 
 def _buffers_of(module: nn.Module | None) -> list[_Buffer]:
     return [
-        _Buffer(part, name, tensor, tensor._version, tensor.detach().clone())
+        _Buffer(part, name, tensor, tensor.detach().clone())
         for part in ([] if module is None else module.modules())
         for name, tensor in part._buffers.items()
         if tensor is not None
