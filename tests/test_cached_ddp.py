@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from contrastile import GradientCache, cached_backward
+from contrastile import cached_backward
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
