@@ -2,6 +2,7 @@
 
 from contrastile import autograd, backends, ops, reference, structure
 from contrastile.backends import use_backend
+from contrastile.cached import GradientCache, cached_backward
 from contrastile.evaluate import recall_at_k, retrieval_ranks
 from contrastile.functional import GammaOutput, gamma_contrastive, info_nce, log_normalizers, nt_xent
 from contrastile.losses import ClipLoss, GammaContrastiveLoss, NTXentLoss
@@ -26,11 +27,13 @@ __all__ = [
     "GammaContrastiveLoss",
     "GammaOutput",
     "GeometricConsistencyLoss",
+    "GradientCache",
     "NTXentLoss",
     "SeparatingHeads",
     "autograd",
     "backends",
     "brownian_bridge",
+    "cached_backward",
     "feature_separation",
     "four_way_contrastive",
     "gamma_contrastive",
