@@ -1,7 +1,7 @@
 """Gradient caching: peak memory of a step in fresh processes, and what the second forward costs.
 
-    python tests/test_cached_memory.py          seconds of a plain step and of a cached one, and the peak of each
-    python tests/test_cached_memory.py ROWS SIZE  one process: {"seconds": ..., "mib": ...}; SIZE 0 is a plain step
+python tests/test_cached_memory.py          seconds of a plain step and of a cached one, and the peak of each
+python tests/test_cached_memory.py ROWS SIZE  one process: {"seconds": ..., "mib": ...}; SIZE 0 is a plain step
 """
 
 from __future__ import annotations
