@@ -117,8 +117,8 @@ class GradientCache:
                 like = encoder(chunk.value)
                 parts.append(_tensors_in(like))
                 _check_embeddings(parts[0], parts[-1], chunk.rows, f"chunk {number} of {name}")
-            # Weights cast here carry no graph. Autocast would hand them to the second forward, whose parameters would
-            # then get no gradient.
+            # Weights cast here carry no graph. Releases of PyTorch that keep them in autocast's cache would hand them
+            # to the second forward, whose parameters would then get no gradient.
             torch.clear_autocast_cache()
             leaves = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
         leaves = [leaf.requires_grad_() for leaf in leaves]
