@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from contrastile.bench.static.bounds import Bound, Tile, Walk, bound_of
+from contrastile.bench.static.bounds import Bound, bound_of
 from contrastile.bench.static.compile import BINARIES, Compiled
 from contrastile.bench.static.matrix import DEPTHS, FUSED_DEPTHS, FUSED_WINDOW, TARGETS, WINDOW
 from contrastile.bench.static.rates import LIMITS, blocks_resident
 from contrastile.bench.static.table import Row, row
+from contrastile.bench.static.tiles import Tile, Walk
 from contrastile.kernels.plans import TilePlan
 
 CUDA_TARGETS = tuple(target for target in TARGETS if target.startswith("sm_"))
@@ -32,6 +33,7 @@ _PRODUCTS = {"4bf16": "bf16", "3f16": "fp16", "ProductsE1": "tf32x3", "ProductsE
 _KERNEL = re.compile(r"\d(statistics|coefficients|gradient|positives|merge|finish_rows|rows)_kernel")
 _TILE = re.compile(r"4TileI.*?Li(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)EE")
 _WALK = re.compile(r"Li(\d+)ELb(\d)ELb(\d)E")
+_UNROUNDED = re.compile(r"finish_rows_kernelI(?:N\w+?E|f)fE")
 _SECTION = re.compile(r"\.section\s+\.text\.(\S+?),")
 _VERSION = re.compile(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)")
 
@@ -41,9 +43,9 @@ class CudaKernel:
     """One kernel for one target."""
 
     name: str  # of its file
-    dtype: str  # of products: bf16, fp16, tf32, tf32x3 or fp32; empty for kernels without products
+    dtype: str  # of products, or of a gradient: bf16, fp16, tf32, tf32x3 or fp32; empty: there is but one
     depth: int  # most features of the gradient kernel; 0: any number
-    form: str  # of the gradient kernel: fused, fused anchors, fused candidates
+    form: str  # of the gradient kernel: fused, fused anchors, fused candidates; of rows: rounded or float32
     rows: int  # of a tile; 0: there is none
     cols: int
     stages: int
@@ -52,7 +54,7 @@ class CudaKernel:
 
     @property
     def sweep(self) -> str:
-        return self.form or {"coefficients": "gradient"}.get(self.name, self.name)
+        return {"coefficients": "gradient", "gradient": self.form}.get(self.name, self.name)
 
     @property
     def threads(self) -> int:
@@ -92,7 +94,7 @@ def _kernel_of(mangled: str, text: str, target: str, registers: int, version: st
     if found is None:
         raise RuntimeError(f"{mangled} is no kernel that is known")
     name = found.group(1).removeprefix("finish_")
-    dtype = next(dtype for part, dtype in _PRODUCTS.items() if part in mangled) if tile else ""
+    dtype = next((dtype for part, dtype in _PRODUCTS.items() if part in mangled), "")
     rows, cols, down, across, stages = map(int, tile.groups()) if tile else (0, 0, PLAIN_THREADS // 32, 1, 0)
     shared, depth, form = stages * (rows + cols) * PANEL_BYTES, 0, ""
     if tile and name == "gradient":
@@ -102,6 +104,8 @@ def _kernel_of(mangled: str, text: str, target: str, registers: int, version: st
         form = "fused" if both else "fused candidates" if owns_candidates else "fused anchors"
         # The owned side, the walked one twice, coefficients, and sums of every warp.
         shared = 3 * rows * depth * 2 + rows * PANEL_BYTES + 4 * (across * rows + down * cols)
+    if name == "rows":
+        form, dtype = "float32" if _UNROUNDED.search(mangled) else "rounded", dtype or "fp32"
     compiled = Compiled(
         target,
         text,
@@ -121,8 +125,8 @@ def faults_of(kernel: CudaKernel) -> list[str]:
     text, limits = kernel.compiled.assembly, LIMITS[kernel.compiled.target]
     faults = [f"{name}: it keeps values in local memory" for name in ("LDL", "STL") if re.search(rf"\b{name}\b", text)]
     # Products by the matrix unit, from operands that it loads as matrices, from embeddings that were copied ahead.
-    wanted = ["LDGSTS"] if kernel.dtype else []
-    wanted += ["HMMA", "LDSM"] if kernel.dtype and kernel.dtype != "fp32" else []
+    wanted = ["LDGSTS"] if kernel.rows else []
+    wanted += ["HMMA", "LDSM"] if kernel.rows and kernel.dtype != "fp32" else []
     faults += [f"no {name}" for name in wanted if not re.search(rf"\b{name}\b", text)]
     if kernel.compiled.registers > limits.registers_a_thread:
         faults.append(f"{kernel.compiled.registers} registers a thread, of {limits.registers_a_thread}")
@@ -141,7 +145,7 @@ def blocks_of(kernel: CudaKernel) -> int:
 def bound(kernel: CudaKernel, depth: int) -> Bound:
     """Of the statistics, coefficients and gradient kernels, but for float32 in three products or by multiply-adds."""
     walk = None
-    if kernel.form:
+    if kernel.depth:
         steps = FUSED_WINDOW // kernel.cols
         walk = Walk(steps, kernel.form == "fused candidates", kernel.form == "fused")
     is_float32 = kernel.dtype == "tf32"
@@ -163,7 +167,7 @@ def bound(kernel: CudaKernel, depth: int) -> Bound:
 
 def _plan(kernel: CudaKernel) -> TilePlan:
     block_depth = kernel.depth or PANEL_BYTES // (4 if kernel.dtype == "tf32" else 2)
-    group = 1 if kernel.form else GROUP_ROWS
+    group = 1 if kernel.depth else GROUP_ROWS
     return TilePlan(kernel.rows, kernel.cols, block_depth, group, kernel.compiled.num_warps, kernel.stages, False)
 
 
