@@ -145,6 +145,7 @@ def covering_configurations() -> Iterator[Configuration]:
     yield Configuration("sm_100", "gradient capped", "bf16", 512, aligned=False)
     yield Configuration("sm_120", "statistics", "bf16", 512, aligned=False)
     yield Configuration("sm_120", "statistics ranks", "fp32", 256, "ieee")
+    yield Configuration("sm_120", "fused capped", "bf16", 64)
 
 
 def all_configurations(targets: tuple[str, ...] = TARGETS) -> Iterator[Configuration]:
