@@ -61,11 +61,15 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={module.parent}",
             f"-DCONTRASTILE_CUDA={cuda_choice()}",
         ]  # fmt: skip
+        environment = {**os.environ, "PATH": path}
         nvcc = nvcc_of_wheels()
         if nvcc is not None and not has_own_nvcc():
             configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
+            # The wheels have their libraries in lib, their nvcc looks for these in lib64.
+            given = os.environ.get("LIBRARY_PATH", "")
+            environment["LIBRARY_PATH"] = os.pathsep.join(filter(None, [str(nvcc.parents[1] / "lib"), given]))
         for command in (configure, [cmake_program, "--build", self.build_temp]):
-            subprocess.run(command, check=True, env={**os.environ, "PATH": path})
+            subprocess.run(command, check=True, env=environment)
 
 
 def cuda_choice() -> str:

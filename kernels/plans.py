@@ -78,14 +78,16 @@ def tile_plan(sweep: str, target: str, bits: int, depth: int, descriptors: bool,
 MOST_FUSED_FEATURES = 128  # beyond these a strip is estimated to serve better (docs/kernels.md)
 
 
-def gradient_plan(target: str, bits: int, depth: int, descriptors: bool, crowded: bool) -> TilePlan | None:
+def gradient_plan(
+    target: str, bits: int, depth: int, descriptors: bool, crowded: bool, capped: bool = False
+) -> TilePlan | None:
     """Tiles of the fused gradient kernel, all features at once; None where a strip serves better. `crowded`: whether
-    sums on the way or groups take registers too.
+    sums on the way or groups take registers too; `capped`: whether the cap does as well, with both gradients.
     """
     if not descriptors and target != "interpreter":
         return None  # such rows are read by the element, and here again for every block of the other side
     block_depth = max(SMALLEST_DEPTH, 1 << (depth - 1).bit_length())
-    plans = _first(_FUSED, ["fused crowded"] * crowded + ["fused"], target, bits) or ()
+    plans = _first(_FUSED, ["fused capped"] * capped + ["fused crowded"] * crowded + ["fused"], target, bits) or ()
     plan = next((plan for plan in plans if block_depth <= plan.block_depth), None)
     return None if plan is None else replace(plan, block_depth=block_depth)
 
@@ -185,6 +187,11 @@ _FUSED: dict[tuple[str, str, int], tuple[TilePlan, ...]] = {
     ),
     ("fused crowded", "sm_120", 16): (
         TilePlan(64, 32, 64, 1, 4, 3, False),
+        TilePlan(32, 64, 128, 1, 8, 3, False),
+    ),
+    ("fused capped", "sm_120", 16): (
+        TilePlan(64, 32, 32, 1, 4, 3, False),
+        TilePlan(32, 32, 64, 1, 4, 3, False),
         TilePlan(32, 64, 128, 1, 8, 3, False),
     ),
     ("fused crowded", "sm_90", 16): (TilePlan(64, 32, 128, 1, 4, 3, True),),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from contrastile.backends import available
 from hypothesis import settings
+from installs import Environment, install_with_nvcc_of_wheels
 from support import BACKENDS_HERE, INTERPRETING
 
 settings.register_profile("contrastile", derandomize=True, deadline=None, print_blob=True)
@@ -49,3 +50,9 @@ def _fixed_seed_and_threads():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def cuda_environment(tmp_path_factory) -> Environment:
+    """An installation with the CUDA kernels of all chips: one build, of minutes, for all that reads it."""
+    return install_with_nvcc_of_wheels(tmp_path_factory.mktemp("cuda"))

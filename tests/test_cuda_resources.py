@@ -1,75 +1,137 @@
-"""What the CUDA kernels take of every chip, by its assembler: no spilled register, room for the blocks they ask for.
-
-Compiled, not run: nvcc needs no GPU.
+"""What the CUDA kernels take of every chip, in the machine code of a built module: as docs/cuda.md says, no value in
+local memory, operands by the instructions that are meant. Built once, not run: none of it needs a GPU.
 """
 
 from __future__ import annotations
 
-import re
-import shutil
+import itertools
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
 
-NVCC = shutil.which("nvcc")
-KERNELS = Path(__file__).parents[1] / "csrc" / "cuda"
-TARGETS = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
-REGISTERS = 65536  # of a multiprocessor
-# Threads of a block, and blocks that the registers must hold at once.
-BLOCKS = {
-    "statistics": {"16 bits": (128, 2), "32 bits": (256, 1)},
-    "coefficients": {"16 bits": (128, 2), "32 bits": (256, 1)},
-    "positives": {"16 bits": (128, 2), "32 bits": (256, 1)},
-    "gradient": {"64 features": (128, 2), "128 features": (256, 1)},
-    "merge": {"": (256, 4)},
-    "rows": {"": (256, 4)},
+pytest.importorskip("triton")
+
+from contrastile.bench.static import cuda, table
+from contrastile.bench.static.cuda import CUDA_TARGETS, CudaKernel
+from cuda_host import build as host
+from installs import ROOT
+
+SOURCES = ROOT / "csrc" / "cuda"
+DOCUMENT = ROOT / "docs" / "cuda.md"
+
+PRODUCTS = {
+    "16 bits": "Multiply16Bit<device::bf16>",
+    "fp32": "MultiplyExactly",
+    "tf32": "MultiplyTf32<Float32Products::tf32>",
+    "tf32x3": "MultiplyTf32<Float32Products::tf32x3>",
 }
-
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(NVCC is None, reason="there is no nvcc")]
-
-
-def entries(source: str, target: str, folder: Path) -> list[tuple[str, int, int]]:
-    """(mangled name, registers, bytes spilled) of every kernel."""
-    cubin = folder / f"{source}-{target}.cubin"
-    command = [NVCC, "-std=c++20", "-O3", f"-arch={target}", "-Xptxas", "-v", "-cubin", "-o", cubin]
-    done = subprocess.run([*command, KERNELS / f"{source}.cu"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = re.findall(
-        r"properties for (\S+)\s+\d+ bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers",
-        done.stderr,
-        re.DOTALL,
-    )
-    return [(name, int(registers), int(spilled)) for name, spilled, registers in found]
+WALKS = {"fused": "false, true", "fused anchors": "false, false", "fused candidates": "true, false"}
 
 
-def form_of(source: str, name: str) -> str:
+def launches(source: str) -> Iterator[tuple[str, str, str]]:
+    """Kernel as in the document, and the threads and bytes of shared memory that the source starts it with."""
+    if source in ("statistics", "coefficients", "positives"):
+        for kind, product in PRODUCTS.items():
+            yield f"{source} {kind}", f"SumsTile<{product}>::threads", f"shared_bytes<SumsTile<{product}>>"
     if source == "gradient":
-        return "128 features" if "ELi128ELb" in name else "64 features"
-    if source in ("merge", "rows"):
-        return ""
-    return "16 bits" if "Multiply16Bit" in name else "32 bits"
+        for depth, (form, walk) in itertools.product((64, 128), WALKS.items()):
+            kernel = f"Walk<FusedTile<{PRODUCTS['16 bits']}, {depth}>, {depth}, {walk}>"
+            yield f"gradient {form}, D <= {depth}", f"{kernel}::Tile::threads", f"{kernel}::shared_bytes"
+    if source == "merge":
+        yield "merge", "merge_threads", "0"
+    if source == "rows":
+        yield "rows fp32 into fp32", "rows_of_block * warp_size", "0"
+
+
+def described() -> tuple[str, dict[str, list[int]]]:
+    """The nvcc of docs/cuda.md and its table: threads, shared bytes, and registers of each target, by kernel."""
+    text = DOCUMENT.read_text()
+    version = text.partition("Registers by nvcc ")[2].split(":")[0]
+    lines = text.partition("| kernel | threads |")[2].splitlines()
+    assert lines[0] == f" shared bytes | {' | '.join(CUDA_TARGETS)} |"
+    rows: dict[str, list[int]] = {}
+    for line in lines[2:]:
+        if not line.startswith("|"):
+            break
+        name, *numbers = (cell.strip() for cell in line.strip("|").split("|"))
+        rows[name] = [int(number) for number in numbers]
+    return version, rows
+
+
+def name_of(kernel: CudaKernel) -> str:
+    # fp16 and bf16 have the same instructions, but for the conversions of the last pass over rows.
+    kind = "16 bits" if kernel.dtype in ("bf16", "fp16") and kernel.name != "rows" else kernel.dtype
+    if kernel.depth:
+        return f"{kernel.name} {kernel.form}, D <= {kernel.depth}"
+    into = {"rounded": f"into {kernel.dtype}", "float32": "into fp32"}.get(kernel.form, "")
+    return " ".join(filter(None, [kernel.name, kind, into]))
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory) -> dict[tuple[str, str], list[tuple[str, int, int]]]:
-    folder = tmp_path_factory.mktemp("cubins")
-    cases = [(source, target) for source in BLOCKS for target in TARGETS]
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(cases, pool.map(lambda case: entries(*case, folder), cases), strict=True))
+def kernels(cuda_environment) -> tuple[CudaKernel, ...]:
+    return cuda.read(cuda_environment.module)
 
 
-def test_every_source_is_examined():
-    assert {path.stem for path in KERNELS.glob("*.cu")} == set(BLOCKS)
+@pytest.mark.slow
+def test_the_module_has_every_kernel_for_every_chip_and_portable_code(kernels, cuda_environment):
+    expected = {(target, name) for target in CUDA_TARGETS for name in described()[1]}
+    assert {(k.compiled.target, name_of(k)) for k in kernels} == expected
+    assert {k.name for k in kernels} == {path.stem for path in SOURCES.glob("*.cu")}
+    listed = subprocess.run(
+        [cuda.BINARIES / "cuobjdump", "--list-ptx", cuda_environment.module], capture_output=True, text=True
+    ).stdout
+    assert listed.count(".sm_80.ptx") == len(list(SOURCES.glob("*.cu")))
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("source", BLOCKS)
-def test_kernels_spill_nothing_and_leave_room_for_their_blocks(source, target, compiled):
-    kernels = compiled[source, target]
-    assert {form_of(source, name) for name, *_ in kernels} == set(BLOCKS[source])
-    for name, registers, spilled in kernels:
-        threads, blocks = BLOCKS[source][form_of(source, name)]
-        assert spilled == 0, f"{name} spills {spilled} bytes"
-        assert -(-registers // 8) * 8 * threads * blocks <= REGISTERS, f"{name} takes {registers} registers"
+@pytest.mark.slow
+@pytest.mark.parametrize("target", CUDA_TARGETS)
+def test_kernels_keep_nothing_in_local_memory_and_load_operands_as_meant(target, kernels):
+    of_target = [kernel for kernel in kernels if kernel.compiled.target == target]
+    assert [f"{kernel}: {fault}" for kernel in of_target for fault in cuda.faults_of(kernel)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", CUDA_TARGETS)
+def test_registers_threads_and_shared_memory_are_those_of_the_document(target, kernels):
+    version, rows = described()
+    if kernels[0].nvcc != version:
+        pytest.skip(f"the table was made with nvcc {version}, this is {kernels[0].nvcc}")
+    column = 2 + CUDA_TARGETS.index(target)
+    found = {
+        (name_of(k), k.threads, k.compiled.shared, k.compiled.registers) for k in kernels if k.compiled.target == target
+    }
+    assert found == {(name, *numbers[:2], numbers[column]) for name, numbers in rows.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", CUDA_TARGETS)
+def test_no_bound_has_fallen(target, kernels, cuda_environment):
+    made_with = next(row["compiler"] for row in table.read_rows() if row["source"] == "cuda")
+    if made_with != f"nvcc {kernels[0].nvcc}":
+        pytest.skip(f"the table was made with {made_with}, this is nvcc {kernels[0].nvcc}")
+    rows = cuda.rows_of(cuda_environment.module, (target,))
+    assert table.regressions(table.read_rows(), rows) == []
+
+
+@pytest.mark.skipif(host.compiler() is None, reason="there is no C++ compiler")
+@pytest.mark.parametrize("source", sorted(path.stem for path in SOURCES.glob("*.cu")))
+def test_threads_and_shared_memory_of_the_document_are_those_of_launches(source, tmp_path):
+    rows = described()[1]
+    lines = [f'#include "{SOURCES / source}.cu"', "namespace contrastile::cuda {"]
+    for name, *asked in launches(source):
+        lines += [
+            f'static_assert({found} == {said}, "{name}");' for found, said in zip(asked, rows[name][:2], strict=True)
+        ]
+    assert len(lines) > 2
+    file = tmp_path / "check.cpp"
+    file.write_text("\n".join([*lines, "}"]))
+    command = [host.compiler(), *host.flags(), "-fsyntax-only", file]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_every_kernel_points_to_the_table():
+    for path in SOURCES.glob("*.cu"):
+        header = path.read_text().partition("#include")[0]
+        assert "docs/cuda.md" in header, path.name

@@ -1,18 +1,16 @@
 """What `pip install` leaves behind: with and without a compiler, as a wheel, editable, from a source distribution.
 
-Nothing is downloaded. Every installation goes into an empty virtual environment that sees the build tools
-alone, so a build that imported torch would fail; torch and the rest are lent to it afterwards, by a .pth file.
+Nothing is downloaded but nvcc with the tools of its build. Every installation goes into an empty virtual environment
+that sees the build tools alone, so a build that imported torch would fail; torch and the rest are lent to it
+afterwards, by a .pth file.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
-import venv
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -20,30 +18,12 @@ from pathlib import Path
 import contrastile
 import pytest
 import torch
+from installs import Environment, clone, has_compiler, path_without_nvcc, run
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
 BUILD_TOOLS = ("setuptools", "pybind11", "cmake", "ninja")
-NOT_SOURCE = (".git", ".venv", "build", "dist", "out", "*.egg-info", "*.so", "__pycache__", ".*_cache", ".hypothesis")
-COMPILERS = ("c++", "g++", "clang++")
-needs_compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="there is no C++ compiler")
-
-PROBE = """
-import importlib.util, json, sys, warnings
-import torch, contrastile
-from contrastile import reference
-from contrastile.backends import available
-
-x, y = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0))
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    error = (contrastile.info_nce(x, y, 3.0) - reference.info_nce(x, y, 3.0)).abs().item()
-names = ("contrastile", "contrastile.bench", "contrastile.kernels")
-places = {name: importlib.util.find_spec(name).origin for name in names}
-told = [str(warning.message) for warning in caught]
-print(json.dumps({"available": available(), "error": error, "warnings": told, "places": places}))
-"""
+needs_compiler = pytest.mark.skipif(not has_compiler, reason="there is no C++ compiler")
 
 
 @pytest.fixture(scope="module")
@@ -66,40 +46,7 @@ def build_tools(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def source(tmp_path) -> Path:
-    """A copy of the project as it would be cloned."""
-    return Path(shutil.copytree(ROOT, tmp_path / "source", ignore=shutil.ignore_patterns(*NOT_SOURCE)))
-
-
-class Environment:
-    """A virtual environment without pip, driven by this one's pip."""
-
-    def __init__(self, folder: Path, build_tools: Path) -> None:
-        venv.create(folder, with_pip=False, symlinks=True)
-        self.python = folder / "bin" / "python"
-        self.site_packages = next(folder.glob("lib/python*/site-packages"))
-        self.build_tools = build_tools
-
-    def pip(self, *arguments: str | Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "pip", "--python", self.python, *arguments[:1], "-v"]
-        options = ["--no-deps", "--no-build-isolation", "--no-index", *arguments[1:]]
-        path = f"{self.build_tools / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        return run([*command, *options], check, PYTHONPATH=str(self.build_tools), **{"PATH": path, **environment})
-
-    def probe(self) -> dict:
-        """Lends the packages of this environment and reports what the installation can do."""
-        lent = {str(Path(module.__file__).parents[1]) for module in (torch,)}
-        (self.site_packages / "lent.pth").write_text("\n".join(lent))
-        return json.loads(run([self.python, "-c", PROBE]).stdout.splitlines()[-1])
-
-
-def run(command: list, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    # Neither this environment's checkout nor its choice of a backend may reach the new one.
-    kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH" and not k.startswith("CONTRASTILE_")}
-    environment = {**kept, "CONTRASTILE_CUDA": "0", **environment}  # they take minutes, and have a test of their own
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=600)
-    if check and done.returncode:
-        raise AssertionError(f"{command} failed:\n{done.stdout[-4000:]}\n{done.stderr[-2000:]}")
-    return done
+    return clone(tmp_path / "source")
 
 
 @pytest.fixture
@@ -108,8 +55,11 @@ def environment(tmp_path, build_tools) -> Environment:
 
 
 @needs_compiler
-def test_wheel_holds_the_package_and_its_cpu_backend_runs(environment, source, tmp_path):
-    environment.pip("wheel", "--wheel-dir", tmp_path, source, CONTRASTILE_BUILD="required")
+def test_without_nvcc_the_wheel_holds_the_package_and_its_cpu_backend_runs(environment, source, tmp_path):
+    asked = {"CONTRASTILE_BUILD": "required", "CONTRASTILE_CUDA": "auto", "CUDACXX": ""}
+    tools = os.pathsep.join([str(environment.build_tools / "bin"), path_without_nvcc(tmp_path / "path")])
+    printed = environment.pip("wheel", "--wheel-dir", tmp_path, source, **asked, PATH=tools)
+    assert "no nvcc was found: the CUDA kernels are not built" in printed.stdout + printed.stderr
     (wheel,) = tmp_path.glob("contrastile-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -135,6 +85,7 @@ def test_wheel_holds_the_package_and_its_cpu_backend_runs(environment, source, t
     assert report["available"].keys() == {"triton", "cuda", "cpu", "eager"}
     assert report["available"]["cpu"] is None
     assert report["available"]["eager"] is None
+    assert report["available"]["cuda"]  # a reason
     assert report["warnings"] == []
     assert report["error"] < 1e-6
     assert Path(report["places"]["contrastile.kernels"]).is_relative_to(environment.site_packages)
@@ -161,15 +112,14 @@ def test_required_build_fails_loudly_without_a_compiler(environment, source):
     assert "contrastile._C was not built" in done.stdout + done.stderr
 
 
-@needs_compiler
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="there is no nvcc")
-def test_cuda_kernels_are_built_where_asked_for_and_say_that_there_is_no_device(environment, source):
-    # Portable code for one chip stands for all: tests/test_cuda_resources.py compiles every kernel for each.
-    environment.pip("install", source, CONTRASTILE_BUILD="required", CONTRASTILE_CUDA="1", CUDAARCHS="80-virtual")
-    report = environment.probe()
+def test_nvcc_of_the_wheels_builds_the_cuda_kernels_of_all_chips_where_there_is_no_other(cuda_environment):
+    report = cuda_environment.probe()
     assert report["available"]["cpu"] is None
     if not torch.cuda.is_available():
         assert report["available"]["cuda"] == "no CUDA device"
+    if sys.platform == "linux":
+        needed = subprocess.run(["ldd", cuda_environment.module], capture_output=True, text=True, check=True).stdout
+        assert "libcudart" not in needed  # it is linked statically
 
 
 @needs_compiler

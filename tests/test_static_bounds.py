@@ -9,7 +9,7 @@ triton = pytest.importorskip("triton")
 import torch  # noqa: E402
 import triton.language as tl  # noqa: E402
 from contrastile.backends.triton_launches import launch_options  # noqa: E402
-from contrastile.bench.static import bounds, disassembly, matrix, rates, report, table  # noqa: E402
+from contrastile.bench.static import bounds, cuda, disassembly, instructions, matrix, rates, report, table  # noqa: E402
 from contrastile.bench.static.compile import Buffer, compile_kernel  # noqa: E402
 from contrastile.bench.static.matrix import (  # noqa: E402
     TARGETS,
@@ -64,6 +64,16 @@ def test_rounds_of_a_walk_are_its_steps_but_for_what_is_computed_outside():
     for a_round, exact in ((40, True), (60, True), (20, False)):
         with pytest.raises(RuntimeError, match=f"products of {a_round / 30:g} tiles"):
             bounds._rounds_of_walk(walk, 30, 0, a_round, exact)
+
+
+def test_a_loop_within_a_round_runs_as_often_as_the_flop_of_a_tile_says():
+    once, inner = instructions.Work(issue=50, matrix=80), instructions.Work(issue=5, matrix=16)
+    assert bounds._again(96, once, inner) == instructions.Work(issue=5, matrix=16)
+    assert bounds._again(80, once, inner) == instructions.Work()
+    assert bounds._again(96, once, instructions.Work()) == instructions.Work()
+    for wanted in (88, 64):
+        with pytest.raises(RuntimeError, match=f"never make a tile's {wanted}"):
+            bounds._again(wanted, once, inner)
 
 
 def test_coefficients_are_what_stands_between_logits_and_gradients():
@@ -202,10 +212,11 @@ def test_a_bound_that_falls_by_more_than_three_percent_is_named():
 def test_the_committed_table_has_a_row_for_every_configuration_in_order():
     rows = table.read_rows()
     assert table.text_of(rows) == table.COMMITTED.read_text()
-    expected = {(c.target, c.sweep, table.dtype_of(c), str(c.depth)) for c in bounded_configurations()}
-    assert {tuple(row[name] for name in table.KEY) for row in rows} == expected
-    assert all(table.is_kept(row) for row in rows)
-    assert len({row["triton"] for row in rows}) == 1
+    expected = {(c.target, c.sweep, table.dtype_of(c), str(c.depth), "triton") for c in bounded_configurations()}
+    of_cuda = {(*named[:3], str(named[3]), "cuda") for named in cuda.bounded()}
+    assert {tuple(row[name] for name in table.KEY) for row in rows} == expected | of_cuda
+    assert all(table.is_kept(row) == (row["source"] == "triton") for row in rows)
+    assert len({row["compiler"] for row in rows}) == 2
 
 
 def test_plain_lines_align_and_name_their_columns():
@@ -217,8 +228,8 @@ def test_plain_lines_align_and_name_their_columns():
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_bound_has_fallen(target):
-    made_with = table.read_rows()[0]["triton"]
-    if made_with != triton.__version__:
-        pytest.skip(f"the table was made with Triton {made_with}, this is {triton.__version__}")
+    made_with = next(row["compiler"] for row in table.read_rows() if row["source"] == "triton")
+    if made_with != f"triton {triton.__version__}":
+        pytest.skip(f"the table was made with {made_with}, this is {triton.__version__}")
     rows = [table.row_of(c) for c in covering_configurations() if c.target == target and c.is_bounded]
     assert table.regressions(table.read_rows(), filter(table.is_kept, rows)) == []

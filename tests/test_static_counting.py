@@ -146,6 +146,59 @@ def test_two_loops_of_products_are_refused():
         counts_of(blocks)
 
 
+# A walk: the next tile's copies unless there is none, logits, exponentials, a slow path with logits again and copies
+# of its own, and a gradient in a loop.
+WALK = """
+.L_x_1:
+        /*0010*/               @P0 BRA `(.L_x_2) ;
+        /*0020*/                   LDGSTS.E.BYPASS.128 [R51], [R2.64] ;
+.L_x_2:
+        /*0030*/                   HMMA.16816.F32.BF16 R0, R1, R2, R0 ;
+        /*0040*/                   MUFU.EX2 R3, R3 ;
+        /*0050*/              @!P1 BRA `(.L_x_4) ;
+        /*0060*/                   LDGSTS.E.BYPASS.128 [R51], [R2.64] ;
+.L_x_3:
+        /*0070*/                   HMMA.16816.F32.BF16 R8, R1, R2, R8 ;
+        /*0080*/               @P2 BRA `(.L_x_3) ;
+        /*0090*/                   MUFU.EX2 R3, R3 ;
+.L_x_4:
+        /*00a0*/                   HMMA.16816.F32.BF16 R16, R1, R2, R16 ;
+        /*00b0*/               @P3 BRA `(.L_x_4) ;
+        /*00c0*/               @P4 BRA `(.L_x_1) ;
+        /*00d0*/                   EXIT ;
+"""
+
+
+def test_a_slow_path_with_the_product_again_is_no_part_of_a_round_and_copies_are():
+    blocks = disassembly.parse_sass(WALK)
+
+    def first_time(numbers):
+        return disassembly.without_recomputed(blocks, numbers, matrix, lambda i: i.opcode == "MUFU.EX2")
+
+    matrix = disassembly.number_of(blocks, ("HMMA",))
+    copies = disassembly.number_of(blocks, ("LDGSTS",))
+    assert (sum(matrix), sum(first_time(matrix))) == (3, 2)
+    assert (sum(copies), sum(first_time(copies))) == (2, 1)
+    counts = disassembly.count(blocks, first_time(matrix), instructions.is_matrix, others=first_time(copies))
+    once = {"LDGSTS.E.BYPASS.128": 1, "HMMA.16816.F32.BF16": 2, "MUFU.EX2": 1, "BRA": 4}
+    assert opcodes(counts.loop) == once
+    inner = disassembly.inner_round(blocks, first_time(matrix), first_time(copies))
+    assert [i.opcode for i in inner] == ["HMMA.16816.F32.BF16", "BRA"]
+
+
+def test_two_products_after_one_another_are_the_product_and_the_one_again():
+    text = WALK.replace("@P4 BRA `(.L_x_1)", "@P4 NOP").replace(".L_x_2:", ".L_x_5:\n.L_x_2:")
+    text = text.replace("/*0040*/", "/*0038*/  @P5 BRA `(.L_x_5) ;\n        /*0040*/")
+    blocks = disassembly.parse_sass(text.partition(".L_x_4:")[0] + ".L_x_4:\n        /*00d0*/  EXIT ;\n")
+    matrix = disassembly.number_of(blocks, ("HMMA",))
+    with pytest.raises(RuntimeError, match="2 loops have matrix instructions"):
+        counts_of(blocks)
+    kept = disassembly.without_recomputed(blocks, matrix, matrix, lambda i: i.opcode == "MUFU.EX2")
+    counts = disassembly.count(blocks, kept, instructions.is_matrix, others=[0] * len(blocks))
+    assert opcodes(counts.loop) == {"HMMA.16816.F32.BF16": 1, "BRA": 1}
+    assert opcodes(counts.after)["MUFU.EX2"] == 1
+
+
 @pytest.mark.parametrize(
     ("opcode", "operands", "expected"),
     [

@@ -185,7 +185,7 @@ def use_form(monkeypatch):
     def choose(form: str) -> None:
         monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: form == "fused-deterministic")
         if form == "strip":
-            monkeypatch.setattr(triton.TritonKernels, "fused_plan", lambda kernels, problem, sums: None)
+            monkeypatch.setattr(triton.TritonKernels, "fused_plan", lambda kernels, problem, sums, capped: None)
 
     return choose
 
@@ -269,7 +269,7 @@ def test_windows_of_a_small_workspace_are_put_in_their_places(name, dtype):
         stats = run_guarded(triton.pair_stats, problem, columns=True)
         assert_sweep(problem, stats_results(stats), lambda dense: dense.stats(True))
         assert_gradients(problem, given_weights(problem, **BOTH, cap=True))
-        patch.setattr(triton.TritonKernels, "fused_plan", lambda kernels, problem, sums: None)
+        patch.setattr(triton.TritonKernels, "fused_plan", lambda kernels, problem, sums, capped: None)
         assert_gradients(problem, given_weights(problem, **BOTH, cap=True), workspace=2**15)
 
 

@@ -97,7 +97,7 @@ def test_a_step_passes_over_its_rows_as_seldom_as_it_can(kind, form, dtype, monk
     shape = (130, 96)
     size, entries = dtype.itemsize, math.prod(shape)
     if form == "strip":
-        monkeypatch.setattr(triton.TritonKernels, "fused_plan", lambda kernels, problem, sums: None)
+        monkeypatch.setattr(triton.TritonKernels, "fused_plan", lambda kernels, problem, sums, capped: None)
     passes = PassesOverRows(shape)
 
     class Kernel:

@@ -16,17 +16,21 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 from contrastile.bench.static.compile import Compiled
 from contrastile.bench.static.disassembly import (
     Block,
     Instruction,
     count,
+    inner_round,
     loop_round,
     main_loop,
+    number_of,
     parse_amd,
     parse_sass,
     whole_path,
+    without_recomputed,
 )
 from contrastile.bench.static.instructions import (
     K_BYTES,
@@ -41,60 +45,14 @@ from contrastile.bench.static.instructions import (
     work_of,
 )
 from contrastile.bench.static.rates import blocks_resident, matrix_rate, rates_of
-from contrastile.kernels.plans import TilePlan
+from contrastile.bench.static.tiles import Tile, Walk
 
 PIPES = ("matrix", "special", "fp32", "alu", "issue", "shared", "fill")
 LEAST_SHARE_OF_FMA = 0.4  # of a block's instructions, where multiply-adds make the product
 ROUNDS_TOLERANCE = 0.35  # the epilogue's multiply-adds are counted with the product's
 TENSOR_MEMORY_ROWS = 128  # of a tcgen05 product
 GRADIENT_BYTES = 4  # float32
-
-
-@dataclass(frozen=True)
-class Walk:
-    """A program of the fused kernel: it owns a block of one side and walks the other."""
-
-    steps: int  # tiles of a program
-    owns_candidates: bool
-    both: bool  # gradients; of the owned side alone otherwise
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A configuration as far as the bound needs it."""
-
-    target: str
-    plan: TilePlan
-    depth: int
-    dtype: str
-    precision: str
-    element_bytes: int
-    tile_cols: int  # of a window: how often a group's rows are used once read
-    walk: Walk | None = None  # of the fused kernel
-
-    @property
-    def products(self) -> int:
-        """Of rows x columns x features."""
-        return 1 if self.walk is None else 3 if self.walk.both else 2
-
-    @property
-    def flop(self) -> int:
-        return self.products * 2 * self.plan.block_rows * self.plan.block_cols * self.depth
-
-    @property
-    def padded_flop(self) -> int:
-        """As the kernel computes it: the last features come as a whole block."""
-        padded = -(-self.depth // self.plan.block_depth) * self.plan.block_depth
-        return self.flop // self.depth * padded
-
-    @property
-    def embeddings(self) -> float:
-        """Rows of X and Y that a tile reads."""
-        rows, cols = self.plan.block_rows, self.plan.block_cols
-        if self.walk is None:
-            return rows + cols
-        walked, owned = (rows, cols) if self.walk.owns_candidates else (cols, rows)
-        return walked + owned / self.walk.steps
+COPIES = ("LDGSTS",)
 
 
 @dataclass(frozen=True)
@@ -134,8 +92,12 @@ def bound_of(tile: Tile, compiled: Compiled) -> Bound:
     traits = _traits(compiled, [i for block in blocks for i in block.instructions])
     kind = traits.kind
     matrix = _matrix_instructions(blocks, kind)
+    others = number_of(blocks, compiled.results)
+    if compiled.recomputes:
+        others = [n + m for n, m in zip(others, _first_time(blocks, number_of(blocks, COPIES), matrix), strict=True)]
+        matrix = _first_time(blocks, matrix, matrix)
     phases = _phases if tile.walk is None else _walked_phases
-    product, rest, rounds = phases(tile, compiled, blocks, kind, matrix)
+    product, rest, rounds = phases(tile, compiled, blocks, kind, matrix, others)
     if traits.asynchronous == "TMA":
         embeddings = tile.embeddings * tile.depth * tile.element_bytes
         product += Work(filled=embeddings, loaded=embeddings)
@@ -150,7 +112,7 @@ def bound_of(tile: Tile, compiled: Compiled) -> Bound:
     return Bound(
         kind=kind,
         rounds=rounds,
-        stages=_stages(tile, compiled, traits, blocks, matrix),
+        stages=_stages(tile, compiled, traits, blocks, matrix, others),
         work=both,
         cycles=cycles,
         blocks=traits.blocks,
@@ -162,6 +124,7 @@ def bound_of(tile: Tile, compiled: Compiled) -> Bound:
     )
 
 
+@lru_cache(maxsize=1)  # bounds at several depths follow one another
 def _parsed(compiled: Compiled) -> list[Block]:
     return (parse_amd if compiled.is_amd else parse_sass)(compiled.assembly)
 
@@ -179,7 +142,9 @@ def _traits(compiled: Compiled, everything: list[Instruction]) -> Traits:
     )
 
 
-def _stages(tile: Tile, compiled: Compiled, traits: Traits, blocks: list[Block], matrix: list[int]) -> int:
+def _stages(
+    tile: Tile, compiled: Compiled, traits: Traits, blocks: list[Block], matrix: list[int], others: list[int]
+) -> int:
     """By the groups of copies that a product does not wait for, or by what the compiler reserved for TMA. So too for
     tcgen05, whose products stand outside the blocks that every warp runs.
     """
@@ -190,7 +155,7 @@ def _stages(tile: Tile, compiled: Compiled, traits: Traits, blocks: list[Block],
         return compiled.ring
     is_product = is_fma if traits.kind == "fma" else is_matrix
     is_loop = bool(main_loop(blocks, matrix))
-    instructions = loop_round(blocks, matrix) if is_loop else whole_path(blocks, matrix)
+    instructions = loop_round(blocks, matrix, others) if is_loop else whole_path(blocks, matrix)
     if compiled.is_amd:
         return stages_of_register_loads(instructions, is_product, 0 if is_loop else steps)
     return (stages_of_async_copies if is_loop else stages_of_unrolled_copies)(instructions, is_product)
@@ -206,13 +171,17 @@ def _matrix_instructions(blocks: list[Block], kind: str) -> list[int]:
     ]
 
 
+def _first_time(blocks: list[Block], numbers: list[int], matrix: list[int]) -> list[int]:
+    return without_recomputed(blocks, numbers, matrix, lambda i: bool(work_of(i).exponentials))
+
+
 def _phases(
-    tile: Tile, compiled: Compiled, blocks: list[Block], kind: str, matrix: list[int]
+    tile: Tile, compiled: Compiled, blocks: list[Block], kind: str, matrix: list[int], others: list[int]
 ) -> tuple[Work, Work, float]:
     """Work of all warps for the product and after it, and the rounds of the main loop."""
     if kind == "tcgen05":
         return _tcgen05_phases(tile, compiled, blocks, matrix)
-    counts = count(blocks, matrix, is_matrix if kind != "fma" else is_fma)
+    counts = count(blocks, matrix, is_matrix if kind != "fma" else is_fma, others=others)
     before, loop, after = (_work(c) for c in (counts.before, counts.loop, counts.after))
     if kind == "fma":
         done, a_round = (_fma_flop(tile, c) for c in (counts.before, counts.loop))
@@ -242,22 +211,34 @@ def _tcgen05_phases(tile: Tile, compiled: Compiled, blocks: list[Block], matrix:
 
 
 def _walked_phases(
-    tile: Tile, compiled: Compiled, blocks: list[Block], kind: str, matrix: list[int]
+    tile: Tile, compiled: Compiled, blocks: list[Block], kind: str, matrix: list[int], others: list[int]
 ) -> tuple[Work, Work, float]:
     """Work of all warps for a tile, without its coefficients and for these, and the rounds of the main loop."""
     assert tile.walk is not None
     if kind == "tcgen05":
         return _walked_tcgen05_phases(tile, tile.walk, compiled, blocks, matrix)
-    counts = count(blocks, matrix, lambda _: False)
+    counts = count(blocks, matrix, lambda _: False, others=others)
     once, loop = _work(counts.before) + _work(counts.after), _work(counts.loop)
-    rounds = _rounds_of_walk(tile.walk, tile.padded_flop / compiled.num_warps, once.matrix, loop.matrix, exact=False)
-    coefficients = Counter(_coefficients(loop_round(blocks, matrix)))
+    a_warp = tile.padded_flop / compiled.num_warps
+    again = _again(a_warp, loop, _work(Counter(inner_round(blocks, matrix, others))))
+    rounds = _rounds_of_walk(tile.walk, a_warp, once.matrix, (loop + again).matrix, exact=False)
+    coefficients = Counter(_coefficients(loop_round(blocks, matrix, others)))
     a_tile = compiled.num_warps / tile.walk.steps
     return (
-        (_work(counts.loop - coefficients) * rounds + once) * a_tile,
+        ((_work(counts.loop - coefficients) + again) * rounds + once) * a_tile,
         _work(coefficients) * rounds * a_tile,
         rounds,
     )
+
+
+def _again(wanted: float, a_round: Work, inner: Work) -> Work:
+    """Of a loop within a round, which counts once there: all but its first run, by the flop that the round lacks."""
+    if not inner.matrix:
+        return Work()
+    times = (wanted - a_round.matrix) / inner.matrix
+    if times < 0 or times % 1:
+        raise RuntimeError(f"{a_round.matrix:g} and {inner.matrix:g} flop a run never make a tile's {wanted:g}")
+    return inner * times
 
 
 def _walked_tcgen05_phases(
@@ -331,7 +312,7 @@ def _rounds(wanted: float, done: float, a_round: float, exact: bool) -> float:
     if not exact:
         rounds = round(rounds)
     # A loop of two halves that leaves in its middle runs half a round.
-    if rounds <= 0 or (exact and rounds * 2 % 1):
+    if rounds < 0 or (exact and rounds * 2 % 1):
         raise RuntimeError(f"{done:g} and {a_round:g} flop a round never make the tile's {wanted:g}")
     return rounds
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import triton
+from contrastile.bench.static.disassembly import RESULTS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.compiler.compiler import make_backend
@@ -57,6 +58,8 @@ class Compiled:
     shared: int  # bytes a block
     tensor_memory: int  # columns a block (sm_100)
     ring: int = 0  # stages of embeddings that the compiler reserved shared memory for; 0: none (NVIDIA)
+    results: tuple[str, ...] = RESULTS  # how the stores and atomic additions begin that the launch surely runs
+    recomputes: bool = False  # whether a slow path has the tile's product again, and copies are branched around
 
     @property
     def is_amd(self) -> bool:

@@ -18,7 +18,7 @@ _SASS_LABEL = re.compile(r"^(\.L_\w+):")
 _SASS_TARGET = re.compile(r"`\((\.L_\w+)\)")
 _AMD_LINE = re.compile(r"^\s+([a-z]\w+)\s*([^;]*)")
 _AMD_LABEL = re.compile(r"^(\.LBB\w+):")
-_RESULTS = (
+RESULTS = (
     *("STG.", "RED.", "REDG.", "ATOM.", "ATOMG."),
     *("global_store", "global_atomic", "buffer_store", "buffer_atomic"),
 )
@@ -106,15 +106,19 @@ def _guards_a_store(lines: list[str], number: int, target: str) -> bool:
 
 
 def count(
-    blocks: list[Block], matrix: list[int], is_before: Callable[[Instruction], bool], up_to_first: bool = False
+    blocks: list[Block],
+    matrix: list[int],
+    is_before: Callable[[Instruction], bool],
+    up_to_first: bool = False,
+    others: list[int] | None = None,
 ) -> Counts:
-    """What a warp runs. `matrix` says how many matrix instructions of a block every warp must run. What follows the
-    loop up to the last (or first) instruction that `is_before` counts as before. Raises RuntimeError where two loops
-    have matrix instructions.
+    """What a warp runs. `matrix` says how many matrix instructions of a block every warp must run, `others` how many
+    instructions beside these, by default all stores and atomic additions. What follows the loop up to the last (or
+    first) instruction that `is_before` counts as before. Raises RuntimeError where two loops have matrix instructions.
     """
     main = main_loop(blocks, matrix)
-    required = _required(blocks, matrix)
-    loop = Counter(loop_round(blocks, matrix))
+    required = _required(blocks, matrix, others)
+    loop = Counter(loop_round(blocks, matrix, others))
     before, after = _path_around(blocks, main, required)
     first = [i for index in before for i in blocks[index].instructions]
     rest = [i for index in after for i in blocks[index].instructions]
@@ -123,23 +127,68 @@ def count(
     return Counts(Counter(first + rest[:split]), loop, Counter(rest[split:]))
 
 
-def loop_round(blocks: list[Block], matrix: list[int]) -> list[Instruction]:
-    """What a warp runs in one round of the main loop, in order; empty where there is none."""
+def loop_round(blocks: list[Block], matrix: list[int], others: list[int] | None = None) -> list[Instruction]:
+    """What a warp runs in one round of the main loop, in order; empty where there is none. Loops within run once."""
     main = main_loop(blocks, matrix)
     if not main:
         return []
-    return [i for index in _round_of(blocks, main, _required(blocks, matrix)) for i in blocks[index].instructions]
+    path = _round_of(blocks, main, _required(blocks, matrix, others))
+    return [i for index in path for i in blocks[index].instructions]
 
 
 def whole_path(blocks: list[Block], matrix: list[int]) -> list[Instruction]:
     """What a warp runs of a kernel without a main loop, in order."""
-    path = _path(blocks, 0, _exits(blocks), frozenset(), _required(blocks, matrix))
+    path = _path(blocks, 0, _exits(blocks), frozenset(), _required(blocks, matrix, None))
     return [i for index in path for i in blocks[index].instructions]
+
+
+def inner_round(blocks: list[Block], matrix: list[int], others: list[int] | None = None) -> list[Instruction]:
+    """The same of the loop with matrix instructions within the main loop; empty where there is none."""
+    main = main_loop(blocks, matrix)
+    head = _head(blocks, main)
+    if head is None:
+        return []
+    inside = [
+        Block(block.instructions, [s for s in block.successors if s in main and s != head] if i in main else [])
+        for i, block in enumerate(blocks)
+    ]
+    # Before the loop, a block that enters it, since blocks begin where the first one is.
+    entered = [Block([], [head + 1]), *(Block(b.instructions, [s + 1 for s in b.successors]) for b in inside)]
+    return loop_round(entered, [0, *matrix], [0, *(number_of(blocks, RESULTS) if others is None else others)])
+
+
+def without_recomputed(
+    blocks: list[Block], numbers: list[int], matrix: list[int], is_exponential: Callable[[Instruction], bool]
+) -> list[int]:
+    """`numbers` of instructions without those of a slow path that computes a tile's logits again: of blocks that come
+    after exponentials, and that some way from these to the exit, or to the main loop's next round, leaves out.
+    """
+    loops = _loops(blocks, matrix)
+    if not loops:
+        return numbers
+    main = loops[-1]  # the others come after it
+    head = _head(blocks, main)
+    ends = _exits(blocks) | {i for i in main if head in blocks[i].successors}
+    back: list[list[int]] = [[] for _ in blocks]
+    for i, block in enumerate(blocks):
+        for successor in block.successors:
+            if successor != head or i not in main:
+                back[successor].append(i)
+    exponentials = {i for i, block in enumerate(blocks) if any(map(is_exponential, block.instructions))}
+    return [
+        0 if n and (exponentials - {i}) & _before({i}, back) & _before(ends - {i}, back, without=i) else n
+        for i, n in enumerate(numbers)
+    ]
+
+
+def number_of(blocks: list[Block], opcodes: tuple[str, ...]) -> list[int]:
+    """Of each block, how many instructions begin so."""
+    return [sum(i.opcode.startswith(opcodes) for i in block.instructions) for block in blocks]
 
 
 def main_loop(blocks: list[Block], matrix: list[int]) -> frozenset[int]:
     """Indices of the blocks of the loop with matrix instructions; empty where it is unrolled."""
-    loops = [c for c in _components(blocks) if _is_loop(blocks, c) and any(matrix[i] for i in c)]
+    loops = _loops(blocks, matrix)
     if len(loops) > 1:
         raise RuntimeError(f"{len(loops)} loops have matrix instructions: expected one at most")
     return loops[0] if loops else frozenset()
@@ -186,10 +235,31 @@ class _Builder:
         return self._blocks
 
 
-def _required(blocks: list[Block], matrix: list[int]) -> list[int]:
+def _required(blocks: list[Block], matrix: list[int], others: list[int] | None) -> list[int]:
     """Of each block, how many instructions no path may leave out."""
-    results = (sum(i.opcode.startswith(_RESULTS) for i in block.instructions) for block in blocks)
-    return [n + m for n, m in zip(matrix, results, strict=True)]
+    return [n + m for n, m in zip(matrix, others or number_of(blocks, RESULTS), strict=True)]
+
+
+def _loops(blocks: list[Block], matrix: list[int]) -> list[frozenset[int]]:
+    """Those with matrix instructions, the last ones first."""
+    return [c for c in _components(blocks) if _is_loop(blocks, c) and any(matrix[i] for i in c)]
+
+
+def _head(blocks: list[Block], main: frozenset[int]) -> int | None:
+    """The block where a loop is entered."""
+    heads = {s for i, block in enumerate(blocks) if i not in main for s in block.successors if s in main}
+    return min(heads or main, default=None)
+
+
+def _before(ends: set[int], back: list[list[int]], without: int | None = None) -> set[int]:
+    """Blocks from where one of `ends` can be reached, those included; not through `without`."""
+    found, waiting = set(ends), list(ends)
+    while waiting:
+        for i in back[waiting.pop()]:
+            if i not in found and i != without:
+                found.add(i)
+                waiting.append(i)
+    return found
 
 
 def _is_loop(blocks: list[Block], component: frozenset[int]) -> bool:
@@ -247,8 +317,8 @@ def _path_around(blocks: list[Block], main: frozenset[int], matrix: list[int]) -
 def _round_of(blocks: list[Block], main: frozenset[int], matrix: list[int]) -> list[int]:
     """Blocks of one round of the main loop, from the block where it is entered back to that."""
     others = [i for i in range(len(blocks)) if i not in main]
-    heads = sorted({s for i in others for s in blocks[i].successors if s in main}) or [min(main)]
-    head = heads[0]
+    head = _head(blocks, main)
+    assert head is not None
     ends = {i for i in main if head in blocks[i].successors}
     return _path(blocks, head, ends, frozenset(others), matrix)
 

@@ -12,8 +12,9 @@ import torch
 from contrastile.backends.tiled.gradients import NO_STRIP, PAIRS_WITHOUT_STRIP
 from contrastile.backends.tiled.sums import NO_SUMS
 from contrastile.backends.triton_launches import MERGE_BLOCK, ROW_OPTIONS, launch_options, row_constants
-from contrastile.bench.static.bounds import Bound, Tile, Traits, Walk, bound_of, traits_of
+from contrastile.bench.static.bounds import Bound, Traits, bound_of, traits_of
 from contrastile.bench.static.compile import Buffer, Compiled, compile_kernel
+from contrastile.bench.static.tiles import Tile, Walk
 from contrastile.kernels.arguments import Gradients, Pairs, Strip, Sums, Weights, Window
 from contrastile.kernels.coefficients import coefficients_kernel
 from contrastile.kernels.gradient import gradient_kernel
@@ -99,7 +100,8 @@ class Configuration:
             return self.tried
         described = self.target, DTYPES[self.dtype].itemsize * 8, self.depth, self.aligned
         if self.kernel == "fused":
-            return gradient_plan(*described, crowded=self.terms in (*TERMS_WITH_SUMS, "groups"))
+            crowded = self.terms in (*TERMS_WITH_SUMS, "groups")
+            return gradient_plan(*described, crowded, capped=self.terms == "capped" and _has_both_gradients(self))
         if self.sweep in (*STATISTICS, "positives statistics", "merge"):
             return tile_plan("statistics", *described, crowded=self.terms == "ranks")
         crowded = self.terms in (*TERMS_WITH_SUMS, "groups") or self.sweep in AROUND
@@ -143,6 +145,7 @@ def covering_configurations() -> Iterator[Configuration]:
     yield Configuration("sm_100", "gradient capped", "bf16", 512, aligned=False)
     yield Configuration("sm_120", "statistics", "bf16", 512, aligned=False)
     yield Configuration("sm_120", "statistics ranks", "fp32", 256, "ieee")
+    yield Configuration("sm_120", "fused capped", "bf16", 64)
 
 
 def all_configurations(targets: tuple[str, ...] = TARGETS) -> Iterator[Configuration]:

@@ -6,8 +6,11 @@ import itertools
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from contrastile.bench.static.checks import faults_of
+from contrastile.bench.static.cuda import CUDA_TARGETS, read, rows_of
+from contrastile.bench.static.cuda import faults_of as faults_of_cuda
 from contrastile.bench.static.matrix import (
     TARGETS,
     Configuration,
@@ -29,11 +32,28 @@ def report(which: str, targets: tuple[str, ...] = TARGETS, write: bool = False) 
     spilling = sum(": spills " in line for line in faults)
     print(f"{len(configurations)} configurations: {spilling} spill registers, {len(faults)} faults")
     kept = [row for row in rows if is_kept(row)]
+    return _compare_or_write(kept, faults, "triton", targets, write)
+
+
+def report_cuda(module: Path, targets: tuple[str, ...] = CUDA_TARGETS, write: bool = False) -> int:
+    """The same of the CUDA kernels in a built module."""
+    rows = rows_of(module, targets)
+    kernels = [kernel for kernel in read(module) if kernel.compiled.target in targets]
+    faults = [f"{kernel}: {fault}" for kernel in kernels for fault in faults_of_cuda(kernel)]
+    print_rows(rows)
+    for line in faults:
+        print(f"fault: {line}")
+    print(f"{len(kernels)} kernels: {len(faults)} faults")
+    return _compare_or_write(rows, faults, "cuda", targets, write)
+
+
+def _compare_or_write(rows: list[Row], faults: list[str], source: str, targets: tuple[str, ...], write: bool) -> int:
     if write:
-        others = [row for row in read_rows() if row["target"] not in targets] if COMMITTED.exists() else []
-        COMMITTED.write_text(text_of([*others, *kept]))
+        committed = read_rows() if COMMITTED.exists() else []
+        others = [row for row in committed if row["target"] not in targets or row["source"] != source]
+        COMMITTED.write_text(text_of([*others, *rows]))
         return bool(faults)
-    fallen = regressions(read_rows(), kept)
+    fallen = regressions(read_rows(), rows)
     for line in fallen:
         print(f"fell: {line}")
     if not faults and not fallen:

@@ -11,40 +11,43 @@ import triton
 from contrastile.bench.static.bounds import PIPES, Bound
 from contrastile.bench.static.compile import Compiled
 from contrastile.bench.static.matrix import TARGETS, Configuration, bound, bounded_configurations, compiled
+from contrastile.kernels.plans import TilePlan
 
 COMMITTED = Path(__file__).parent / "bounds.csv"
 LARGEST_LOSS = 0.03  # of a bound, before it is a regression
-KEY = ("target", "sweep", "dtype", "D")
+KEY = ("target", "sweep", "dtype", "D", "source")
 BOUNDS = ("peak_share", "one_block_share")
 COLUMNS = (
     *KEY,
     *("tile", "warps", "stages", "held", "kind", "registers", "spilled", "shared_bytes", "blocks"),
     *PIPES,
-    *("pipe", *BOUNDS, "l2_demand", "dram_demand", "triton"),
+    *("pipe", *BOUNDS, "l2_demand", "dram_demand", "compiler"),
 )
 # What a terminal has room for.
-PRINTED = tuple(c for c in COLUMNS if c not in ("stages", "held", "shared_bytes", "triton"))
+PRINTED = tuple(c for c in COLUMNS if c not in ("stages", "held", "shared_bytes", "compiler"))
 
 Row = dict[str, str]
 
 
 def row_of(configuration: Configuration) -> Row:
     """Cycles are whole, shares have three digits: what a change of compiler moves by chance stays out of sight."""
-    kernel, found, plan = compiled(configuration), bound(configuration), configuration.plan
-    return {
+    key = {
         "target": configuration.target,
         "sweep": configuration.sweep,
         "dtype": dtype_of(configuration),
         "D": f"{configuration.depth}{'' if configuration.aligned else ' odd'}",
+        "source": "triton",
+    }
+    compiler = f"triton {triton.__version__}"
+    return row(key, configuration.plan, compiled(configuration), bound(configuration), compiler)
+
+
+def row(key: Row, plan: TilePlan, kernel: Compiled, found: Bound, compiler: str) -> Row:
+    return {
+        **key,
         "tile": f"{plan.block_rows}x{plan.block_cols}x{plan.block_depth}",
         "warps": str(plan.num_warps),
         "stages": str(plan.num_stages),
-        **_of_kernel(kernel, found),
-    }
-
-
-def _of_kernel(kernel: Compiled, found: Bound) -> Row:
-    return {
         "held": str(found.stages),
         "kind": found.kind,
         "registers": str(kernel.registers),
@@ -57,7 +60,7 @@ def _of_kernel(kernel: Compiled, found: Bound) -> Row:
         "one_block_share": f"{found.peak_share_of_one_block:.3f}",
         "l2_demand": f"{found.l2_demand:.0f}",
         "dram_demand": f"{found.dram_demand:.2f}",
-        "triton": triton.__version__,
+        "compiler": compiler,
     }
 
 
@@ -67,9 +70,9 @@ def dtype_of(configuration: Configuration) -> str:
 
 
 def is_kept(row: Row) -> bool:
-    """Whether a row is one of the committed table."""
+    """Whether a row of Triton's is one of the committed table."""
     return _key(row) in {
-        (c.target, c.sweep, dtype_of(c), str(c.depth)) for c in bounded_configurations((row["target"],))
+        (c.target, c.sweep, dtype_of(c), str(c.depth), "triton") for c in bounded_configurations((row["target"],))
     }
 
 
@@ -135,5 +138,5 @@ def _key(row: Row) -> tuple[str, ...]:
     return tuple(row[name] for name in KEY)
 
 
-def _order(row: Row) -> tuple[int, str, str, int]:
-    return TARGETS.index(row["target"]), row["sweep"], row["dtype"], int(row["D"])
+def _order(row: Row) -> tuple[int, str, str, int, str]:
+    return TARGETS.index(row["target"]), row["sweep"], row["dtype"], int(row["D"]), row["source"]

@@ -4,6 +4,7 @@
 //   writes  scale_i * C_ij, 2 bytes a pair (4 for float32), into a strip that two matrix products then read;
 //           12 bytes at most of sums for a tile's side and direction
 //   work    one product, 2 N M D flop; one exponential a pair
+//   takes   registers and shared memory of each chip: docs/cuda.md
 //   bound   matrix pipe for D > 128; multiply-adds for exact products of float32
 #include "coefficients.h"
 

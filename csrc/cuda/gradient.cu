@@ -3,6 +3,7 @@
 //   reads   the owned side once, the other once per owned block, mostly from the L2 cache
 //   writes  the owned side's gradient once; the other's, 4 D bytes for every column and owned block, by atomic addition
 //   work    the product of the logits and one for each gradient that a launch computes
+//   takes   registers and shared memory of each chip: docs/cuda.md
 //   bound   matrix pipe, as long as a block's gradient fits into registers: D <= 128
 //
 // A block owns rows of one side, holds their gradient in registers and walks the other side, whose rows come one tile

@@ -2,6 +2,7 @@
 //
 //   reads   12 bytes for every tile and entry, once
 //   writes  12 bytes for every entry
+//   takes   registers and shared memory of each chip: docs/cuda.md
 //   bound   DRAM bandwidth
 #include "device.h"
 #include "kernels.h"

@@ -3,6 +3,7 @@
 //   reads   anchors once, the candidate of each positive once
 //   writes  4 bytes a row
 //   work    a tile's product for its diagonal alone: a tile's columns / M of a sweep
+//   takes   registers and shared memory of each chip: docs/cuda.md
 //   bound   DRAM bandwidth
 //
 // A dot product summed in another order would differ from a tile's logit in the last bit, and a duplicate of the

@@ -2,6 +2,7 @@
 //
 //   reads   the sums over pairs, 4 D bytes a row; the embeddings for a moment; the sums of another role if there is one
 //   writes  the gradient in the type that it is wanted in, and its moment, 4 bytes a row
+//   takes   registers and shared memory of each chip: docs/cuda.md
 //   bound   DRAM bandwidth
 //
 // The gradient may take the place of the sums: every entry is read before it is written, by the same thread.

@@ -3,6 +3,7 @@
 //   reads   X and Y once per tile column and tile row, mostly from the L2 cache in the grouped order of tiles
 //   writes  (shift, sum) of every row of a tile, and of every column if asked: 8 bytes for a tile's side and direction
 //   work    one product, 2 N M D flop; one exponential a pair for both directions; with ranks one comparison more
+//   takes   registers and shared memory of each chip: docs/cuda.md
 //   bound   matrix pipe; multiply-adds for exact products of float32
 //
 // One block computes one tile. Rows and columns share its largest logit as their shift, and so share the exponentials:

@@ -103,7 +103,7 @@ class CudaKernels:
     def strip_plan(self, problem: PairProblem, sums: bool) -> TilePlan:
         return _plan(self.native.SUMS_TILE)
 
-    def fused_plan(self, problem: PairProblem, sums: bool) -> TilePlan | None:
+    def fused_plan(self, problem: PairProblem, sums: bool, capped: bool) -> TilePlan | None:
         x = problem.anchors
         if problem.self_similarity or x.dtype == torch.float32 or x.shape[1] > self.native.MOST_FUSED_FEATURES:
             return None

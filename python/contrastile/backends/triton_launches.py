@@ -142,10 +142,10 @@ class TritonKernels:
     def strip_plan(self, problem: PairProblem, sums: bool) -> TilePlan:
         return tile_plan("gradient", *_described(problem), crowded=sums)
 
-    def fused_plan(self, problem: PairProblem, sums: bool) -> TilePlan | None:
+    def fused_plan(self, problem: PairProblem, sums: bool, capped: bool) -> TilePlan | None:
         if problem.self_similarity:
             return None
-        return gradient_plan(*_described(problem), crowded=sums or problem.row_groups is not None)
+        return gradient_plan(*_described(problem), crowded=sums or problem.row_groups is not None, capped=capped)
 
     def tuned(self, sweep: str, problem: PairProblem, plan: TilePlan, run: Callable[[TilePlan], object]) -> TilePlan:
         return tuned(sweep, problem, plan, run)

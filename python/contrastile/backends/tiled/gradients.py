@@ -80,12 +80,17 @@ def largest_coefficient(weights: GivenWeights) -> Tensor | None:
     return bound if weights.positive_coeff is None else torch.maximum(bound, weights.positive_coeff.abs().amax())
 
 
+def computes_both(needs: GradNeeds) -> bool:
+    """Whether one launch of the fused kernel has both gradients; the second one's additions are not deterministic."""
+    return (needs.dx or needs.moment) and needs.dy and not torch.are_deterministic_algorithms_enabled()
+
+
 def fused_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, grads: Gradients, totals: Totals) -> None:
     """By the fused kernel; the sums come with the first launch of a window."""
     problem = sweep.problem
     factor = _factor_of_float16(problem, largest) if problem.anchors.dtype == torch.float16 else None
     targets = [arguments.Gradients(grads.dx, grads.dy, factor)]
-    if grads.dx is not None and grads.dy is not None and torch.are_deterministic_algorithms_enabled():
+    if grads.dx is not None and grads.dy is not None and not computes_both(grads.needs):
         targets = [arguments.Gradients(grads.dx, None, factor), arguments.Gradients(None, grads.dy, factor)]
     for window in sweep.windows(PAIRS_WITHOUT_STRIP):
         partials = totals.partials(window, sweep.plan)

@@ -19,6 +19,7 @@ from torch import Tensor
 from contrastile.backends.tiled.gradients import (
     PAIRS_WITHOUT_STRIP,
     Gradients,
+    computes_both,
     fits_one_direction,
     fused_sweep,
     largest_coefficient,
@@ -83,7 +84,7 @@ def _softmax_grad(
 ) -> tuple[Gradients, PairStats]:
     problem = sweep.problem
     wanted = needs.dx or needs.dy or needs.moment
-    is_fused = kernels.fused_plan(problem, sums=False) is not None
+    is_fused = kernels.fused_plan(problem, sums=False, capped=False) is not None
     if wanted and not weights.columns and not is_fused and fits_one_direction(sweep):
         grads = Gradients(problem, needs)
         return grads, one_direction_sweep(sweep, weights.gain, grads)
@@ -104,7 +105,8 @@ def _given_grad(
     new_totals: Callable[[], Totals] | None,  # None: no sums on the way
 ) -> tuple[Gradients, Totals]:
     sums = new_totals is not None
-    fused = kernels.fused_plan(problem, sums) if needs.dx or needs.dy or needs.moment else None
+    wanted, capped = needs.dx or needs.dy or needs.moment, weights.cap and computes_both(needs)
+    fused = kernels.fused_plan(problem, sums, capped) if wanted else None
     if problem.anchors.dtype == torch.float16 and largest is None:
         fused = None  # nothing tells how to fit the coefficients into float16
 
