@@ -7,9 +7,12 @@ import torch
 from contrastile import reference
 from contrastile.losses import GammaContrastiveLoss
 
+from examples.synthetic.__main__ import report
+from examples.synthetic.cells import HEADLINE, headline
+from examples.synthetic.figure import draw
 from examples.synthetic.methods import METHODS, Gamma
 from examples.synthetic.problem import LATENT, WIDTH, Problem, canonical_correlations
-from examples.synthetic.train import Cell, train
+from examples.synthetic.train import Cell, measure, train
 
 RUNS, SAMPLES, ROWS, SCALE = 3, 20, 6, 12.0
 
@@ -114,9 +117,21 @@ def test_canonical_correlations_are_those_of_many_samples():
     assert (sampled - exact).abs().max() < 0.01
 
 
-def test_gamma_recovers_more_than_info_nce_from_noisy_pairs_in_batches_of_eight():
-    problem = Problem(4, 1024, noise=1.0)
-    cell = Cell("InfoNCE", 1024, noise=1.0, temperature=0.03, batch=8, steps=800)
-    info_nce = problem.recovery(train(cell, problem))
-    gamma = problem.recovery(train(Cell(**{**vars(cell), "method": "gamma, mean"}), problem))
-    assert bool((gamma > info_nce + 0.005).all()), f"gamma {gamma}, InfoNCE {info_nce}"
+@pytest.mark.slow
+def test_from_heavy_noise_gamma_recovers_the_latent_in_every_run_and_info_nce_in_none():
+    """The article's claim, at 0.97 of what the best linear encoders reach; ten initialisations, batches of 32."""
+    problem = Problem(10, HEADLINE["samples"], HEADLINE["noise"])
+    cells = {cell.method: cell for cell in headline()}
+    gamma, info_nce = (problem.recovery(train(cells[name], problem)) for name in ("gamma, mean", "InfoNCE"))
+    assert bool((gamma >= 0.97).all()), f"gamma {gamma}"
+    assert bool((info_nce < 0.97).all()), f"InfoNCE {info_nce}"
+
+
+def test_report_and_figure_are_made_of_what_is_measured(tmp_path, capsys):
+    problem = Problem(2, 64, noise=1.0)
+    rows = [measure(Cell(name, 64, 1.0, 0.1, batch, steps=5), problem) for name in METHODS for batch in (8, 64)]
+    report(rows)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("SogCLR", "recovery"))
+    draw(rows, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 10_000

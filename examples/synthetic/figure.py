@@ -1,4 +1,4 @@
-"""python -m examples.synthetic.figure RESULTS.json PICTURE.png: every run of the headline, and the sweep's medians."""
+"""python -m examples.synthetic.figure RESULTS.json PICTURE.png: every run of two cells, and the sweep's medians."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from contrastile.bench.plot import COLOURS, MARKERS
 
+from examples.synthetic.cells import HEADLINE, MORE_SAMPLES
 from examples.synthetic.methods import METHODS
 
 if TYPE_CHECKING:
@@ -17,25 +18,26 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 STYLE = {name: (COLOURS[i], MARKERS[i]) for i, name in enumerate(METHODS)}
-HEADLINE_SAMPLES = 8192
 
 
 def draw(rows: list[Row], picture: Path) -> None:
-    """One dot a run for the headline at the left; at the right recovery and loss over the batch, a column a setting."""
+    """At the left every run of two cells, a dot each; at the right recovery and loss over the batch by setting."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    headline = [row for row in rows if row["samples"] == HEADLINE_SAMPLES]
-    swept = [row for row in rows if row["samples"] != HEADLINE_SAMPLES]
+    headline, more_samples = ([row for row in rows if cell.items() <= row.items()] for cell in (HEADLINE, MORE_SAMPLES))
+    swept = [row for row in rows if row not in more_samples]
     settings = sorted({(row["noise"], row["temperature"]) for row in swept})
     figure, axes = pyplot.subplots(
         2, len(settings) + 2, figsize=(3.1 * (len(settings) + 2), 7), squeeze=False, layout="constrained"
     )
     for panel in axes[:, :2].flat:
         panel.remove()
-    _runs(figure.add_subplot(axes[0, 0].get_gridspec()[:, :2]), headline)
+    grid = axes[0, 0].get_gridspec()
+    _runs(figure.add_subplot(grid[0, :2]), headline)
+    _runs(figure.add_subplot(grid[1, :2]), more_samples)
     for column, setting in enumerate(settings, start=2):
         cells = [row for row in swept if (row["noise"], row["temperature"]) == setting]
         axes[0, column].set_title(f"noise {setting[0]:g}, temperature {setting[1]:g}")
