@@ -22,6 +22,8 @@ class Pairs(NamedTuple):
 
 
 class Window(NamedTuple):
+    """The pairs of one launch; it ends with a tile or with all pairs, whose bounds are the only ones to mask by."""
+
     first_row: Any
     first_col: Any
     rows: Any
@@ -31,9 +33,9 @@ class Window(NamedTuple):
 class Sums(NamedTuple):
     """Of exponentials, by row or by column; None where not asked for. One line for each tile on the way."""
 
-    max: Any  # (tiles, length): a shift: the largest logit or a number near it
+    max: Any  # (tiles, length): a shift: the largest logit or a number near it; -inf where there is none
     sum: Any  # (tiles, length): sum of exp(logit - shift)
-    mass: Any  # (tiles, length): sum of phi
+    mass: Any  # (tiles, length): sum of the weights phi of a gamma loss, which the gradient sweep alone has
 
 
 class Weights(NamedTuple):

@@ -1,14 +1,17 @@
-"""Statistics sweep: sums of exponentials of S = scale * X Y^T over the negatives, by row and by column.
+"""Statistics sweep: sums of exp(S) over the negatives, by row and by column, of S_ij = scale_i <x_i, y_j>.
 
-    reads   X and Y once per tile column and tile row, mostly from the L2 cache in the grouped order of tiles
-    writes  (shift, sum) of every row of a tile, and of every column if asked: 8 bytes for BLOCK pairs and direction
+    reads   anchors X once per tile column, candidates Y once per tile row; mostly from the L2 cache, as tiles are
+            taken in groups
+    writes  (shift, sum) of every row of a part, and of every column of a tile if asked: 8 bytes each
     work    one product, 2 N M D flop; one exponential a pair for both directions; with ranks one comparison more
     bound   matrix pipe (docs/kernels.md has the count for every target)
 
-One program multiplies one tile, and sums it whole or by parts (PARTS, tiles.py). Rows and columns share the largest
-logit as their shift, and so share the exponentials: a row's sum is then exact unless all of the row lies far below that
-largest logit. Where the smallest sum says so (or is no number), it is done again with a maximum for every row and every
-column. merge.py joins the sums in a fixed order, so results repeat bit for bit.
+Negatives are all pairs but positives, a sample with itself, and pairs of one group. One program multiplies one tile,
+and sums it whole or, where it is large, part by part (tiles.py). Rows and columns of a part share its largest logit as
+their shift, and so share the exponentials: a row's sum is then as good as under its own maximum unless all of the row
+lies far below. Where the smallest sum says so, or is NaN (a logit of +inf would leave nothing of the other rows), the
+part is summed again with a maximum for every row and every column. merge.py joins the sums in a fixed order, and ranks
+are integers, so results repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -35,18 +38,18 @@ def statistics_kernel(
     pairs,  # Pairs
     window,  # Window
     row_sums,  # Sums (parts of tile columns, window rows)
-    col_sums,  # Sums (tile rows, window columns)
-    positive_logit,  # (N,) float32, read for ranks
-    row_rank,  # (N,) int64, counted up by every tile; None: no ranks
-    DEPTH: tl.constexpr,
+    col_sums,  # Sums (tile rows, window columns); without arrays: rows alone
+    positive_logit,  # (N,) float32, of each row's positive as tiles compute it; read for ranks alone
+    row_rank,  # (N,) int64, 0 before: negatives above the positive, added by every tile; None: no ranks
+    DEPTH: tl.constexpr,  # D
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    GROUP_ROWS: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    EMULATE_BF16: tl.constexpr,
+    PARTS: tl.constexpr,  # of a tile's columns, a power of two
+    GROUP_ROWS: tl.constexpr,  # tile rows that are taken together, for the L2 cache
+    DESCRIPTORS: tl.constexpr,  # whether pairs has tensor descriptors (TMA)
+    PRECISION: tl.constexpr,  # of float32 products
+    EMULATE_BF16: tl.constexpr,  # in the interpreter
 ):
     tile_row, tile_col = tile_of_program(window, BLOCK_ROWS, BLOCK_COLS, GROUP_ROWS)
     first_row, first_col = window.first_row + tile_row * BLOCK_ROWS, window.first_col + tile_col * BLOCK_COLS
@@ -66,7 +69,7 @@ def statistics_kernel(
         BLOCK_ROWS,
         BLOCK_COLS,
         PARTS,
-        BY_LANE=PARTS > 1,
+        BY_LANE=PARTS > 1,  # parts wait in tensor memory, which gives a row to each lane; PARTS itself is 1 at a leaf
     )
 
 
@@ -80,13 +83,13 @@ def tile_statistics(
     positive_logit,
     row_rank,
     tile_row,
-    tile_col,
+    part_col,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     PARTS: tl.constexpr,
     BY_LANE: tl.constexpr,
 ):
-    """Stores the sums of a tile, by PARTS of its columns that count as tiles of their own."""
+    """Stores the sums of a tile cut by its columns into PARTS, which then count as tiles. Unrolled when compiled."""
     if PARTS > 1:
         left, right = halves(products, BLOCK_ROWS, BLOCK_COLS)
         for side in tl.static_range(2):
@@ -99,37 +102,70 @@ def tile_statistics(
                 positive_logit,
                 row_rank,
                 tile_row,
-                2 * tile_col + side,
+                2 * part_col + side,
                 BLOCK_ROWS,
                 BLOCK_COLS // 2,
                 PARTS // 2,
                 BY_LANE,
             )
     else:
-        row_in_window, col_in_window = tile_row * BLOCK_ROWS, tile_col * BLOCK_COLS
-        first_row, first_col = window.first_row + row_in_window, window.first_col + col_in_window
-        logits = scaled(products, pairs, first_row, BLOCK_ROWS)
-        logits = keep_negatives(logits, pairs, first_row, first_col, BLOCK_ROWS, BLOCK_COLS)
+        part_statistics(
+            products,
+            pairs,
+            window,
+            row_sums,
+            col_sums,
+            positive_logit,
+            row_rank,
+            tile_row,
+            part_col,
+            BLOCK_ROWS,
+            BLOCK_COLS,
+            BY_LANE,
+        )
 
-        row = first_row + tl.arange(0, BLOCK_ROWS)
-        col = first_col + tl.arange(0, BLOCK_COLS)
-        valid_row, valid_col = row < pairs.rows, col < pairs.cols
-        if row_rank is not None:
-            positive = tl.load(positive_logit + row, mask=valid_row, other=0.0)
-            is_above = ~(logits <= positive[:, None]) & valid_col[None, :]  # a NaN counts
-            tl.atomic_add(row_rank + row, tl.sum(is_above.to(tl.int64), 1), mask=valid_row, sem="relaxed")
 
-        shift = finite(tl.max(tl.max(logits, 1), 0))
-        exponentials = exp(logits - shift)
-        col_sum, row_sum = over_rows(exponentials, False, BY_LANE), tl.sum(exponentials, 1)
-        row_max, col_max = tl.zeros_like(row_sum) + shift, tl.zeros_like(col_sum) + shift
-        is_exact = sums_are_exact(row_sum, valid_row)
+@triton.jit
+def part_statistics(
+    products,
+    pairs,
+    window,
+    row_sums,
+    col_sums,
+    positive_logit,
+    row_rank,
+    tile_row,
+    part_col,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    BY_LANE: tl.constexpr,
+):
+    row_in_window, col_in_window = tile_row * BLOCK_ROWS, part_col * BLOCK_COLS
+    first_row, first_col = window.first_row + row_in_window, window.first_col + col_in_window
+    logits = scaled(products, pairs, first_row, BLOCK_ROWS)
+    logits = keep_negatives(logits, pairs, first_row, first_col, BLOCK_ROWS, BLOCK_COLS)
+
+    row = first_row + tl.arange(0, BLOCK_ROWS)
+    col = first_col + tl.arange(0, BLOCK_COLS)
+    valid_row, valid_col = row < pairs.rows, col < pairs.cols
+    if row_rank is not None:
+        own = tl.load(positive_logit + row, mask=valid_row, other=0.0)
+        # A tie is not above. A NaN is: one logit counts once, and under a positive of NaN all columns do.
+        is_above = ~(logits <= own[:, None]) & valid_col[None, :]
+        tl.atomic_add(row_rank + row, tl.sum(is_above.to(tl.int64), 1), mask=valid_row, sem="relaxed")
+
+    shift = finite(tl.max(tl.max(logits, 1), 0))
+    exponentials = exp(logits - shift)
+    col_sum, row_sum = over_rows(exponentials, MAXIMUM=False, BY_LANE=BY_LANE), tl.sum(exponentials, 1)
+    row_shift, col_shift = tl.zeros_like(row_sum) + shift, tl.zeros_like(col_sum) + shift
+    # Not so either where a row or column has no negative here, as past the edge: then its sum is 0, its shift -inf.
+    shift_suffices = sums_are_exact(row_sum, valid_row)
+    if col_sums.max is not None:
+        shift_suffices &= sums_are_exact(col_sum, valid_col)
+    if not shift_suffices:
+        row_shift, row_sum = sums_by_own_maxima(logits, 1, BY_LANE)
         if col_sums.max is not None:
-            is_exact &= sums_are_exact(col_sum, valid_col)
-        if not is_exact:
-            row_max, row_sum = sums_by_own_maxima(logits, 1, BY_LANE)
-            if col_sums.max is not None:
-                col_max, col_sum = sums_by_own_maxima(logits, 0, BY_LANE)
+            col_shift, col_sum = sums_by_own_maxima(logits, 0, BY_LANE)
 
-        store_sums(row_sums, tile_col, window.rows, row_in_window, row_max, row_sum, None, BLOCK_ROWS)
-        store_sums(col_sums, tile_row, window.cols, col_in_window, col_max, col_sum, None, BLOCK_COLS)
+    store_sums(row_sums, part_col, window.rows, row_in_window, row_shift, row_sum, mass=None, BLOCK=BLOCK_ROWS)
+    store_sums(col_sums, tile_row, window.cols, col_in_window, col_shift, col_sum, mass=None, BLOCK=BLOCK_COLS)

@@ -18,7 +18,7 @@ from triton.language.extra import libdevice
 INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
 INFINITY = tl.constexpr(float("inf"))
 SMALLEST_SUM = tl.constexpr(2.0**-80)  # of exp(logit - shift): what a float32 then loses is below its precision
-LARGEST_SUM = tl.constexpr(2.0**100)  # no part of it has overflowed, nor will a sum of several
+LARGEST_SUM = tl.constexpr(2.0**100)  # nothing overflowed, nor will a sum of several; below a maximum nothing can
 
 
 @triton.jit
@@ -154,7 +154,7 @@ def exp(values):
 
 @triton.jit
 def finite(maximum):
-    """A maximum to subtract: that of no elements, -inf, becomes 0."""
+    """A maximum to subtract: that of no elements, -inf, becomes 0. +inf stays, and makes its sum NaN."""
     return tl.where(maximum == -INFINITY, 0.0, maximum)
 
 
