@@ -83,11 +83,14 @@ def test_global_seed_fixes_the_draws_where_no_generator_is_given():
 # torch.compile
 
 
-@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+MIXED = {"learnable_scale": True}
+LAGGED = {"mode": "lagged", "shape": 2.0, "symmetric": False, "learnable_scale": True}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{"learnable_scale": True}, {"mode": "lagged", "shape": 2.0, "symmetric": False}],
-    ids=["mixed", "lagged"],
+    ("options", "compiler"),
+    [(MIXED, "aot_eager"), (LAGGED, "aot_eager"), pytest.param(LAGGED, "inductor", marks=pytest.mark.slow)],
+    ids=["mixed-aot_eager", "lagged-aot_eager", "lagged-inductor"],
 )
 def test_compiles_without_a_graph_break(options, compiler):
     def run(compiled):
