@@ -79,9 +79,7 @@ def main(argv: list[str]) -> int:
         dense = dense_seconds[measured] * (rows / measured) ** 2
         ours = seconds(ct.geometric_consistency, 2, rows, depth, repeats)
         mark = "" if measured == rows else f"  dense: N = {measured}, scaled by N^2"
-        print(
-            f"{'geometric consistency':<24}{rows:>8}{ours:>10.4f}{dense:>10.3f}{dense / ours:>8.1f}{mark}", flush=True
-        )
+        print(_line("geometric consistency", rows, ours, dense) + mark, flush=True)
     print(f"{'geometric consistency':<24}{131072:>8}{seconds(ct.geometric_consistency, 2, 131072, depth, 1):>10.4f}")
     rows_losses: list[tuple[str, int, Loss, Loss]] = [
         ("bridge", 3, ct.brownian_bridge, dense_bridge),

@@ -29,7 +29,7 @@ from torch import Tensor
 from examples.synthetic.problem import LATENT, Problem, embed
 from examples.synthetic.train import Cell, train
 
-RESULTS = Path("examples/results/gradient_bias.json")
+RESULTS = Path("out/gradient_bias.json")
 SAMPLES, NOISES, TEMPERATURES, BATCHES = 4096, (0.5, 1.5), (0.03, 0.1), (8, 32, 128)
 TRAINED_STEPS = 30  # well before the optimum, where the exact gradient vanishes and nothing can be relative to it
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]  # of both sides' rows and the samples' numbers

@@ -1,4 +1,4 @@
-"""python -m examples.synthetic [--short] [--out JSON] [--figure PICTURE]: trains, prints, writes, draws."""
+"""python -m examples.synthetic [--headline] [--out JSON] [--figure PICTURE]: trains, prints, writes, draws."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from examples.synthetic.cells import headline, more_samples, sweep
 from examples.synthetic.problem import Problem
 from examples.synthetic.train import measure
 
-RESULTS = Path("examples/results/synthetic.json")
+RESULTS = Path("out/synthetic.json")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m examples.synthetic", description=__doc__)
-    parser.add_argument("--headline", action="store_true", help="only the cell of the claim: a few minutes")
+    parser.add_argument(
+        "--headline",
+        action="store_true",
+        help="only the cell of the claim, and the full batch beside it: a few minutes",
+    )
     parser.add_argument("--runs", type=int, default=10, help="initialisations of every cell (default 10)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="results, JSON (default %(default)s)")
     parser.add_argument("--figure", type=Path, help="draw the results here")

@@ -77,10 +77,11 @@ class Gamma:
         log_multiplier = math.log((self.samples - 1) / (logits.shape[-1] - 1))
         logits = logits + log_multiplier * (1 - identity)
         found = torch.stack([logits.logsumexp(2), logits.logsumexp(1)])
-        believed = self.memory.estimate(found, index, scale)
-        self.memory.update(found, index, scale)
         if self.mode == "mixed":
-            believed = self.memory.estimate(found, index, scale)
+            self.memory.update(found, index, scale)
+        believed = self.memory.estimate(found, index, scale)
+        if self.mode == "lagged":
+            self.memory.update(found, index, scale)
         exponents = torch.stack([logits - believed[0][:, :, None], logits - believed[1][:, None, :]])
         if self.mode == "lagged":
             exponents = exponents.clamp(max=0)

@@ -32,6 +32,11 @@ class PairBatch(NamedTuple):
         return None if self.samples is None else (self.samples, self.samples)
 
     @property
+    def fixed_scale(self) -> float | Tensor:
+        """The scale without its graph."""
+        return self.scale.detach() if isinstance(self.scale, Tensor) else self.scale
+
+    @property
     def log_multiplier(self) -> float:
         """Log of how many negatives each negative of the batch stands for."""
         negatives = self.x.shape[0] - 1
@@ -142,7 +147,7 @@ class LogNormalizerMemory(nn.Module):
         old = self.level[:, index]
         kept_share = math.log1p(-self.update_rate) if self.update_rate < 1 else -math.inf
         moved = torch.logaddexp(self._log_z(old, batch) + kept_share, found + math.log(self.update_rate))
-        level = (torch.where(old == -torch.inf, found, moved) - batch.log_count) / _detached(batch.scale)
+        level = (torch.where(old == -torch.inf, found, moved) - batch.log_count) / batch.fixed_scale
         usable = (found.isfinite() & level.isfinite()).all(0)
         # Equal indices carry equal values by now, so the order of these writes does not matter.
         self.level.index_copy_(1, index, torch.where(usable, level.to(old.dtype), old))
@@ -150,7 +155,7 @@ class LogNormalizerMemory(nn.Module):
         self.rejected.add_((~usable).sum())
 
     def _log_z(self, level: Tensor, batch: PairBatch) -> Tensor:
-        log_z = (level * _detached(batch.scale)).to(level.dtype) + batch.log_count
+        log_z = (level * batch.fixed_scale).to(level.dtype) + batch.log_count
         return torch.where(level == -torch.inf, level, log_z)
 
     def stats(self) -> dict[str, Tensor]:
@@ -168,10 +173,6 @@ class LogNormalizerMemory(nn.Module):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(move, recurse)  # type: ignore[no-untyped-call, no-any-return]
-
-
-def _detached(scale: float | Tensor) -> float | Tensor:
-    return scale.detach() if isinstance(scale, Tensor) else scale
 
 
 def log_mean_of_equals(index: Tensor, values: Tensor) -> Tensor:

@@ -85,11 +85,8 @@ class QueueLogNormalizer(nn.Module):
         """
         self._check(batch)
         rows = len(index)
-        copies = torch.arange(len(self.samples), device=index.device) % rows
-        filled = self.written > 0
         own = torch.stack([batch.x, batch.y]).to(self.entries.dtype)
-        entries = torch.where(filled, self.entries, own[:, copies])
-        samples = torch.where(filled, self.samples, index[copies])
+        entries, samples = self._held(own, index)
         x, y = torch.cat([own, entries], 1).to(batch.x.dtype)
         return _swept(batch, (x, y), torch.cat([index, samples]), index, torch.arange(rows, device=index.device))
 
@@ -104,19 +101,23 @@ class QueueLogNormalizer(nn.Module):
         capacity = len(self.samples)
         own = torch.stack([batch.x, batch.y]).to(self.entries.dtype)[:, -capacity:]
         index = index[-capacity:]
+        entries, samples = self._held(own, index)
         slots = (self.position + torch.arange(len(index), device=index.device)) % capacity
-        copies = torch.arange(capacity, device=index.device) % len(index)
-        filled = self.written > 0
-        self.entries.copy_(torch.where(filled, self.entries, own[:, copies]))
-        self.samples.copy_(torch.where(filled, self.samples, index[copies]))
-        self.entries.index_copy_(1, slots, own)
-        self.samples.index_copy_(0, slots, index)
+        self.entries.copy_(entries.index_copy(1, slots, own))
+        self.samples.copy_(samples.index_copy(0, slots, index))
         self.position.copy_((self.position + len(index)) % capacity)
         self.written.add_(len(index))
 
     def stats(self) -> dict[str, Tensor]:
         """filled: share of the queue that training has written. ()."""
         return {"filled": (self.written / len(self.samples)).clamp(max=1)}
+
+    def _held(self, own: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Entries and their samples: copies of a first batch where nothing has been written."""
+        copies = torch.arange(len(self.samples), device=index.device) % len(index)
+        filled = self.written > 0
+        entries = torch.where(filled, self.entries, own[:, copies])
+        return entries, torch.where(filled, self.samples, index[copies])
 
     def _check(self, batch: PairBatch) -> None:
         dim = self.entries.shape[2]
@@ -130,13 +131,12 @@ def _swept(
     """log Z of the batch's anchors over candidates `sides`, whose samples are `samples`, as of virtual_batch pairs."""
     negatives = len(samples) - 1
     log_multiplier = math.log((batch.virtual_batch - 1) / negatives) if negatives > 0 else 0.0
-    scale = batch.scale.detach() if isinstance(batch.scale, Tensor) else batch.scale
 
     def over(anchors: Tensor, candidates: Tensor) -> Tensor:
         return log_normalizers(
             anchors.detach(),
             candidates,
-            scale,
+            batch.fixed_scale,
             positives=positives,
             groups=(index, samples),
             columns=False,

@@ -9,13 +9,9 @@ from contrastile.backends.cpu import embedding_view, extension
 from contrastile.backends.rows import BridgeDistance, Gradients, RowKind
 
 
-def run(kind: RowKind, inputs: tuple[Tensor, ...], gain: Tensor, wants: tuple[bool, ...]) -> tuple[Tensor, Gradients]:
+def run(kind: RowKind, inputs: tuple[Tensor, ...], gain: Tensor, values: Tensor, gradients: Gradients) -> None:
+    """Writes values and the gradients that are not None: see `rows.run`."""
     c, suffix = extension(), "_float64" if gain.dtype == torch.float64 else "_float32"
-    values = torch.empty_like(gain)
-    gradients = tuple(
-        torch.empty_like(part, memory_format=torch.contiguous_format) if want else None
-        for part, want in zip(inputs, wants, strict=True)
-    )
     native = [
         c.RowInput(rows=embedding_view(part), gradient=None if gradient is None else gradient.data_ptr())
         for part, gradient in zip(inputs, gradients, strict=True)
@@ -26,4 +22,3 @@ def run(kind: RowKind, inputs: tuple[Tensor, ...], gain: Tensor, wants: tuple[bo
         getattr(c, "bridge_rows" + suffix)(native, time.data_ptr(), *rest)
     else:
         getattr(c, "dot_product_rows" + suffix)(native, kind.difference, *rest)
-    return values, gradients

@@ -10,12 +10,8 @@ from contrastile.backends.rows import BridgeDistance, Gradients, RowKind
 from contrastile.validation import accumulation_dtype
 
 
-def run(kind: RowKind, inputs: tuple[Tensor, ...], gain: Tensor, wants: tuple[bool, ...]) -> tuple[Tensor, Gradients]:
-    values = torch.empty_like(gain)
-    gradients = [
-        torch.empty_like(part, memory_format=torch.contiguous_format) if want else None
-        for part, want in zip(inputs, wants, strict=True)
-    ]
+def run(kind: RowKind, inputs: tuple[Tensor, ...], gain: Tensor, values: Tensor, gradients: Gradients) -> None:
+    """Writes values and the gradients that are not None: see `rows.run`."""
     dtype = accumulation_dtype(inputs[0].dtype)
     size = max(1, workspace_bytes() // (12 * inputs[0].shape[1] * dtype.itemsize))
     for first in range(0, len(gain), size):
@@ -23,12 +19,11 @@ def run(kind: RowKind, inputs: tuple[Tensor, ...], gain: Tensor, wants: tuple[bo
         chunk = tuple(part[rows].to(dtype) for part in inputs)
         kind_here = BridgeDistance(kind.time[rows]) if isinstance(kind, BridgeDistance) else kind
         values[rows] = values_of(kind_here, chunk)
-        if any(wants):
+        if any(gradient is not None for gradient in gradients):
             found = _gradients_of(kind_here, chunk, gain[rows, None])
             for gradient, part in zip(gradients, found, strict=True):
                 if gradient is not None:
                     gradient[rows] = part
-    return values, tuple(gradients)
 
 
 def values_of(kind: RowKind, inputs: tuple[Tensor, ...]) -> Tensor:

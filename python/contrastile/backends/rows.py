@@ -13,6 +13,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -42,5 +43,11 @@ def run(
     """
     module: Any = importlib.import_module(f"contrastile.backends.{MODULES.get(backend, 'eager_rows')}")
     inputs = tuple(part if part.stride(1) == 1 else part.contiguous() for part in inputs)
-    values, gradients = module.run(kind, inputs, gain.contiguous(), wants)
+    gain = gain.contiguous()
+    values = torch.empty_like(gain)
+    gradients = tuple(
+        torch.empty_like(part, memory_format=torch.contiguous_format) if want else None
+        for part, want in zip(inputs, wants, strict=True)
+    )
+    module.run(kind, inputs, gain, values, gradients)
     return values, gradients

@@ -17,12 +17,8 @@ ENTRIES_OF_A_WARP = 512
 MOST_WARPS = 16
 
 
-def run(kind: RowKind, inputs: tuple[Tensor, ...], gain: Tensor, wants: tuple[bool, ...]) -> tuple[Tensor, Gradients]:
-    values = torch.empty_like(gain)
-    gradients = tuple(
-        torch.empty_like(part, memory_format=torch.contiguous_format) if want else None
-        for part, want in zip(inputs, wants, strict=True)
-    )
+def run(kind: RowKind, inputs: tuple[Tensor, ...], gain: Tensor, values: Tensor, gradients: Gradients) -> None:
+    """Writes values and the gradients that are not None: see `rows.run`."""
     count, depth = inputs[0].shape
     block_depth = int(triton.next_power_of_2(depth))
     block_rows = max(1, ENTRIES // block_depth)
@@ -41,4 +37,3 @@ def run(kind: RowKind, inputs: tuple[Tensor, ...], gain: Tensor, wants: tuple[bo
             bridge_rows_kernel[grid](inputs, strides, kind.time.contiguous(), *arguments, **options)
         else:
             dot_product_rows_kernel[grid](inputs, strides, *arguments, DIFFERENCE=kind.difference, **options)
-    return values, gradients
