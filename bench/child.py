@@ -1,14 +1,17 @@
-"""The process in which one job is measured: the job as JSON on stdin, the result as JSON in the named file.
+"""The process in which jobs are measured: the jobs as JSON on stdin, their results as JSON in the named file.
 
-    python -m contrastile.bench.child RESULT.json < JOB.json
+    python -m contrastile.bench.child RESULTS.json < JOBS.json
 
 A job is one case, or several of equal size whose repetitions alternate (A B A B ...), so that a neighbour who
 takes the machine for a second takes it from all of them. On a CPU, samples of the FMA peak frame every time; each
 repetition times one N x M x D product as well. A device is waited for where a time begins and ends.
+
+The file is written after each job: what a later one breaks off leaves the earlier results.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import math
@@ -36,18 +39,27 @@ Figures = dict[str, Any]
 
 
 def main() -> int:
-    job = json.load(sys.stdin)
+    results: list[list[Figures]] = []
+    for job in json.load(sys.stdin):
+        results.append(figures_of(job))
+        Path(sys.argv[1]).write_text(json.dumps(results))
+        if torch.cuda.is_initialized():
+            torch.compiler.reset()  # what was compiled for the shapes of this job
+            gc.collect()
+            torch.cuda.empty_cache()
+    return 0
+
+
+def figures_of(job: dict[str, Any]) -> list[Figures]:
     cases = [Case(**case) for case in job["cases"]]
     torch.set_num_threads(cases[0].threads)
     try:
-        figures = measure(cases, repeats=job["repeats"], memory=job["memory"], error=job["error"])
+        return measure(cases, repeats=job["repeats"], memory=job["memory"], error=job["error"])
     except ImportError as missing:
-        figures = [{"status": "skipped", "reason": str(missing)} for _ in cases]
+        return [{"status": "skipped", "reason": str(missing)} for _ in cases]
     except torch.OutOfMemoryError as full:
         reason = ". ".join(str(full).split(". ")[:2])  # what is full, and what was asked of it
-        figures = [{"status": "refused", "reason": reason} for _ in cases]
-    Path(sys.argv[1]).write_text(json.dumps(figures))
-    return 0
+        return [{"status": "refused", "reason": reason} for _ in cases]
 
 
 def measure(cases: list[Case], *, repeats: int, memory: bool, error: bool) -> list[Figures]:

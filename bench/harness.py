@@ -1,4 +1,7 @@
-"""Runs jobs, each in a fresh process, and turns what comes back into rows.
+"""Runs jobs in fresh processes and turns what comes back into rows.
+
+On a processor each job has a process of its own, so that memory is the job's. A device's memory is counted by its
+allocator: there all sizes of one implementation share a process, which loads the device's libraries once.
 
 A job that would not fit in the memory at hand is refused before it starts: a machine that swaps measures its disk. A
 device does not swap, and refuses by itself.
@@ -12,7 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -95,6 +98,24 @@ def missing(case: Case) -> str | None:
     return implementation.missing()
 
 
+@dataclass(frozen=True)
+class Job:
+    """Cases of equal size, dtype, threads and device that are measured together.
+
+    Memory is only meaningful for a case alone: with several, pass memory=False.
+    """
+
+    cases: Sequence[Case]
+    repeats: int = 5
+    memory: bool = True
+    error: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = {(case.rows, case.cols, case.dim, case.dtype, case.threads, case.device) for case in self.cases}
+        if len(sizes) != 1:
+            raise ValueError(f"cases of one job must agree in size, dtype, threads and device, got {sorted(sizes)}")
+
+
 def run_job(
     cases: Sequence[Case],
     *,
@@ -103,26 +124,26 @@ def run_job(
     error: bool = False,
     limit_seconds: float | None = None,
 ) -> list[Row]:
-    """Measure cases of equal size, dtype, threads and device in one fresh process; those that cannot run get a reason.
+    """Measure one Job in one fresh process; cases that cannot run get a reason."""
+    return run_jobs([Job(cases, repeats, memory, error)], limit_seconds=limit_seconds)
 
-    Memory is only meaningful for a case alone in its process: with several, pass memory=False.
-    """
-    sizes = {(case.rows, case.cols, case.dim, case.dtype, case.threads, case.device) for case in cases}
-    if len(sizes) != 1:
-        raise ValueError(f"cases of one job must agree in size, dtype, threads and device, got {sorted(sizes)}")
-    reasons = {case: missing(case) for case in cases}
-    able = [case for case in cases if reasons[case] is None]
-    refused = refusal(able, timed=repeats > 0) if able else None
-    measured: dict[Case, dict[str, Any]] = {}
-    if refused:
-        measured = {case: {"status": "refused", "reason": refused} for case in able}
-    elif able:
-        job = {"cases": [asdict(case) for case in able], "repeats": repeats, "memory": memory, "error": error}
-        measured = dict(zip(able, _in_child(job, limit_seconds), strict=True))
-    skipped: dict[Case, dict[str, Any]] = {
-        case: {"status": "skipped", "reason": reason} for case, reason in reasons.items() if reason
-    }
-    return [Row(case=case, **{**skipped, **measured}[case]) for case in cases]
+
+def run_jobs(jobs: Sequence[Job], *, limit_seconds: float | None = None) -> list[Row]:
+    """One after another in one fresh process, all within the limit; the rows of all cases."""
+    known: dict[Case, dict[str, Any]] = {}
+    able: list[Job] = []
+    for job in jobs:
+        reasons = {case: missing(case) for case in job.cases}
+        known |= {case: {"status": "skipped", "reason": reason} for case, reason in reasons.items() if reason}
+        cases = [case for case in job.cases if reasons[case] is None]
+        refused = refusal(cases, timed=job.repeats > 0) if cases else None
+        if refused:
+            known |= {case: {"status": "refused", "reason": refused} for case in cases}
+        elif cases:
+            able.append(replace(job, cases=cases))
+    if able:
+        known |= _in_child(able, limit_seconds)
+    return [Row(case=case, **known[case]) for job in jobs for case in job.cases]
 
 
 def run_cases(
@@ -132,19 +153,40 @@ def run_cases(
     limit_seconds: float | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Row]:
-    """Each case in its own process, the float64 error once per implementation (at 512 rows, whatever the size)."""
-    rows: list[Row] = []
+    """Each case for itself, the float64 error once per implementation (at 512 rows, whatever the size).
+
+    `limit_seconds` is for one case.
+    """
+    cases = list(cases)
+    found: dict[Case, Row] = {}
     known_error: dict[tuple[object, ...], Row] = {}
-    for case in cases:
-        key = (case.loss, case.implementation, case.backend, case.dim, case.dtype, case.device)
-        row = run_job([case], repeats=repeats, error=key not in known_error, limit_seconds=limit_seconds)[0]
-        if row.status == "measured":
-            source = known_error.setdefault(key, row)
-            row = _with_error_of(row, source)
-        rows.append(row)
-        if on_row:
-            on_row(row)
-    return rows
+    for group in _processes(cases):
+        asked: set[tuple[object, ...]] = set(known_error)
+        jobs = []
+        for case in group:
+            jobs.append(Job([case], repeats, error=_error_key(case) not in asked))
+            asked.add(_error_key(case))
+        limit = None if limit_seconds is None else limit_seconds * len(jobs)
+        for row in run_jobs(jobs, limit_seconds=limit):
+            if row.status == "measured":
+                row = _with_error_of(row, known_error.setdefault(_error_key(row.case), row))
+            found[row.case] = row
+            if on_row:
+                on_row(row)
+    return [found[case] for case in cases]
+
+
+def _processes(cases: Sequence[Case]) -> Iterator[list[Case]]:
+    """The cases that share a process."""
+    together: dict[object, list[Case]] = {}
+    for number, case in enumerate(cases):
+        key = (case.implementation, case.backend) if case.device == "cuda" else number
+        together.setdefault(key, []).append(case)
+    yield from together.values()
+
+
+def _error_key(case: Case) -> tuple[object, ...]:
+    return case.loss, case.implementation, case.backend, case.dim, case.dtype, case.device
 
 
 def _with_error_of(row: Row, source: Row) -> Row:
@@ -153,18 +195,19 @@ def _with_error_of(row: Row, source: Row) -> Row:
     )
 
 
-def _in_child(job: dict[str, Any], limit_seconds: float | None) -> list[dict[str, Any]]:
-    threads = str(job["cases"][0]["threads"])
+def _in_child(jobs: Sequence[Job], limit_seconds: float | None) -> dict[Case, dict[str, Any]]:
+    threads = str(jobs[0].cases[0].threads)
     paths = os.pathsep.join(path for path in sys.path if path)  # the child finds what this process finds
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     with tempfile.TemporaryDirectory() as folder:
-        result, words = Path(folder) / "result.json", Path(folder) / "stderr"
+        results, words = Path(folder) / "results.json", Path(folder) / "stderr"
+        reason = None
         try:
             # Into a file: a compiler's workers that outlive the child would keep a pipe open.
             with words.open("w") as stderr:
                 status = subprocess.run(
-                    [sys.executable, "-m", "contrastile.bench.child", str(result)],
-                    input=json.dumps(job),
+                    [sys.executable, "-m", "contrastile.bench.child", str(results)],
+                    input=json.dumps([asdict(job) for job in jobs]),
                     stdout=subprocess.DEVNULL,
                     stderr=stderr,
                     text=True,
@@ -174,11 +217,13 @@ def _in_child(job: dict[str, Any], limit_seconds: float | None) -> list[dict[str
         except subprocess.TimeoutExpired:
             reason = f"not done after {limit_seconds:g} s"
         else:
-            if status == 0:
-                figures: list[dict[str, Any]] = json.loads(result.read_text())
-                return figures
-            reason = _why_ended(status, words.read_text())
-    return [{"status": "failed", "reason": reason} for _ in job["cases"]]
+            if status != 0:
+                reason = _why_ended(status, words.read_text())
+        done: list[list[dict[str, Any]]] = json.loads(results.read_text()) if results.exists() else []
+    figures = [found for job in done for found in job]
+    cases = [case for job in jobs for case in job.cases]
+    figures += [{"status": "failed", "reason": reason}] * (len(cases) - len(figures))
+    return dict(zip(cases, figures, strict=True))
 
 
 def _why_ended(status: int, words: str) -> str:

@@ -3,7 +3,7 @@
     python tests/gpu_check.py [--only suite,sanitizer,benchmark] [RESULTS.json]
     python tests/gpu_check.py --dry-run RESULTS.json
 
-suite      tests/test_on_device.py
+suite      tests/test_on_device.py, by each GPU backend
 sanitizer  its losses at two sizes under compute-sanitizer's memcheck and racecheck
 benchmark  python -m contrastile bench on the device, beside plain PyTorch and the losses of other packages
 
@@ -54,12 +54,12 @@ SANITIZER_TOOLS = {
 }
 SANITIZER_FOUND = 86  # exit status
 
-EVERYTHING = "--losses symmetric,one_direction,gamma,nt_xent --implementations " + (
-    "contrastile,dense,compiled,linear_cross_entropy,memeff,inf_cl"
-)
+RIVALS = "dense,linear_cross_entropy,memeff,inf_cl"
+EVERY_LOSS = "--repeats 3 --losses symmetric,one_direction,gamma,nt_xent"
 BENCHMARKS = [
-    f"--dtype bfloat16 --sizes 4096,16384,65536 {EVERYTHING}",
-    f"--dtype float32 --sizes 4096,16384 {EVERYTHING}",
+    f"--dtype bfloat16 --sizes 4096,16384,65536 {EVERY_LOSS} --implementations contrastile,{RIVALS}",
+    f"--dtype bfloat16 --sizes 4096,16384 {EVERY_LOSS} --implementations compiled",
+    f"--dtype float32 --sizes 16384 {EVERY_LOSS} --implementations contrastile,{RIVALS}",
 ]
 DRY_BENCHMARKS = [
     "--sizes 64 --dim 16 --repeats 1 --losses symmetric,gamma --implementations contrastile,dense,memeff,inf_cl"
@@ -162,8 +162,10 @@ def benchmark(dry_run: bool) -> tuple[Outcome, bool]:
     status, document = 0, dict[str, Any]()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "bench.json")
+        able = [name for name in GPU_BACKENDS if contrastile.backends.available()[name] is None]
+        backends = [] if dry_run else ["--backends", ",".join(able)]
         for options in DRY_BENCHMARKS if dry_run else BENCHMARKS:
-            command = [sys.executable, "-m", "contrastile", "bench", "--device", device, *options.split()]
+            command = [sys.executable, "-m", "contrastile", "bench", "--device", device, *options.split(), *backends]
             status |= _run([*command, "--out", str(out)], dry_run).returncode
             if out.exists():  # written after each run, all of them in it
                 document = json.loads(out.read_text())

@@ -26,10 +26,9 @@ from torch import Tensor
 
 # With TRITON_INTERPRET=1 a run is about the Triton kernels alone; test_triton_interpreter.py starts it.
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-# Those that run on CPU tensors. Compiled, Triton's kernels take tensors on a device alone: test_on_device.py.
-BACKENDS_HERE = [
-    name for name, reason in backends.available().items() if reason is None and (name == "triton") == INTERPRETING
-]
+# Those that run on CPU tensors. Compiled, the kernels for GPUs take tensors on a device alone: test_on_device.py.
+ON_PROCESSORS = ("triton",) if INTERPRETING else ("cpu", "eager")
+BACKENDS_HERE = [name for name in ON_PROCESSORS if backends.available()[name] is None]
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -229,14 +228,14 @@ def assert_as_exact_as_dense(
 ) -> None:
     """Loss and every gradient of `ours` within twice the error of `dense` (in dense_dtype, default that of ours).
 
-    Triton's kernels multiply coefficients rounded to 16 bits with 16-bit inputs, as matrix units do: there the bar of
-    the gradients is the dense loss in these 16 bits.
+    The kernels for GPUs multiply coefficients rounded to 16 bits with 16-bit inputs, as matrix units do: there the bar
+    of the gradients is the dense loss in these 16 bits.
     slack multiplies what is allowed, for problems so small or so random that luck decides the dense error.
     """
     dtype = next(value.dtype for name, value in inputs.items() if name != "scale")
     exact = gradients_of(truth, inputs, torch.float64)
     plain = gradients_of(dense, inputs, dense_dtype)
-    if "triton" in BACKENDS_HERE and dtype.itemsize == 2:
+    if {"triton", "cuda"} & set(BACKENDS_HERE) and dtype.itemsize == 2:
         plain = gradients_of(dense, inputs) | {"loss": plain["loss"]}
     floor = rounding_floor(lambda moved: gradients_of(truth, moved, torch.float64), inputs, dtype, exact)
     for name, value in gradients_of(ours, inputs).items():

@@ -15,6 +15,7 @@ from contrastile.bench import IMPLEMENTATIONS, LOSSES, Case, Row, child, harness
 from contrastile.bench import implementations as implementations_module
 from contrastile.bench import promises as promises_module
 from contrastile.bench import scaling as scaling_module
+from contrastile.bench.harness import run_jobs
 from contrastile.bench.machine import GIB, MIB, PeakMemory
 from contrastile.bench.promises import Promise, Scope, cost_spread, measure_promises
 
@@ -117,14 +118,39 @@ def test_contenders_of_different_size_are_refused() -> None:
 def test_float64_error_is_measured_once_per_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def fake(cases: list[Case], *, error: bool, **_: object) -> list[Row]:
-        asked.append(error)
-        return [measured(cases[0], loss_error=1e-7 if error else None, gradient_error=2e-7 if error else None)]
+    def fake(jobs: list[harness.Job], **_: object) -> list[Row]:
+        asked.append([job.error for job in jobs])
+        errors = [{"loss_error": 1e-7, "gradient_error": 2e-7} if job.error else {} for job in jobs]
+        return [measured(*job.cases, **found) for job, found in zip(jobs, errors, strict=True)]
 
-    monkeypatch.setattr(harness, "run_job", fake)
+    monkeypatch.setattr(harness, "run_jobs", fake)
     rows = run_cases([small(n=64), small(n=128), small(implementation="dense")])
-    assert asked == [True, False, True]
+    assert asked == [[True], [False], [True]]
     assert [row.loss_error for row in rows] == [1e-7, 1e-7, 1e-7]
+
+
+def test_on_a_device_the_sizes_of_an_implementation_share_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def fake(jobs: list[harness.Job], *, limit_seconds: float) -> list[Row]:
+        started.append(([(job.cases[0].rows, job.error) for job in jobs], limit_seconds))
+        return [measured(*job.cases) for job in jobs]
+
+    monkeypatch.setattr(harness, "run_jobs", fake)
+    cases = [small(implementation=name, n=n, device="cuda") for n in (64, 128) for name in ("contrastile", "dense")]
+    rows = run_cases(cases, limit_seconds=5)
+    assert started == [([(64, True), (128, False)], 10)] * 2
+    assert [row.case for row in rows] == cases
+
+
+@pytest.mark.slow
+def test_what_a_job_breaks_off_leaves_the_results_of_the_jobs_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "missing", lambda case: None)
+    cases = small(), small(n=64, backend="abacus"), small(n=256)
+    first, second, third = run_jobs([harness.Job([case], repeats=1) for case in cases])
+    assert first.status == "measured"
+    assert (second.status, third.status) == ("failed", "failed")
+    assert "abacus" in second.reason
 
 
 @pytest.mark.slow
@@ -175,12 +201,12 @@ def test_full_device_refuses_by_its_own_words(monkeypatch, tmp_path) -> None:
     def full(*_: object, **__: object) -> list[object]:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 16.00 GiB. GPU 0 has ...")
 
-    job = {"cases": [{**vars(small()), "device": "cpu"}], "repeats": 1, "memory": True, "error": False}
+    jobs = [{"cases": [{**vars(small()), "device": "cpu"}], "repeats": 1, "memory": True, "error": False}]
     monkeypatch.setattr(child, "measure", full)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(job)))
+    monkeypatch.setattr(sys, "stdin", io.StringIO(json.dumps(jobs)))
     monkeypatch.setattr(sys, "argv", ["child", str(tmp_path / "result.json")])
     assert child.main() == 0
-    (found,) = json.loads((tmp_path / "result.json").read_text())
+    ((found,),) = json.loads((tmp_path / "result.json").read_text())
     assert found == {"status": "refused", "reason": "CUDA out of memory. Tried to allocate 16.00 GiB"}
 
 
@@ -311,7 +337,7 @@ def test_cost_spread_is_taken_in_units_of_the_peak_of_the_moment() -> None:
 class TestCommandLine:
     def test_measures_prints_and_writes_and_replaces_its_own_run(self, tmp_path, monkeypatch, capsys) -> None:
         pytest.importorskip("rich")
-        monkeypatch.setattr(harness, "run_job", lambda cases, **_: [measured(cases[0], in_products=4.0)])
+        monkeypatch.setattr(harness, "run_jobs", lambda jobs, **_: [measured(*jobs[0].cases, in_products=4.0)])
         out = tmp_path / "results.json"
         arguments = ["--sizes", "64,32x96", "--losses", "one_direction", "--implementations", "contrastile,dense"]
         for _ in range(2):
@@ -338,7 +364,9 @@ class TestCommandLine:
     def test_backends_are_a_choice_of_ours_alone(self, monkeypatch) -> None:
         pytest.importorskip("rich")
         cases = []
-        monkeypatch.setattr(harness, "run_job", lambda given, **_: cases.extend(given) or [measured(given[0])])
+        monkeypatch.setattr(
+            harness, "run_jobs", lambda jobs, **_: cases.extend(jobs[0].cases) or [measured(*jobs[0].cases)]
+        )
         main(["--sizes", "64", "--implementations", "contrastile,dense", "--backends", "cpu,eager"])
         assert [case.label for case in cases] == ["contrastile[cpu]", "contrastile[eager]", "dense"]
 

@@ -1,14 +1,16 @@
 """The package on a GPU: exact, repeatable, capturable, within its memory, and without a wait for the device.
 
-On a machine with a CUDA or ROCm device these run there, as `make gpu-check` has them. With TRITON_INTERPRET=1 they run
-on CPU tensors, a dry run, without the tests that need streams, graphs or the allocator of a device. Inputs come from
-the CPU and results go back there: truth and bars are those of the other tests.
+On a machine with a CUDA or ROCm device these run there, as `make gpu-check` has them, once by each backend that can
+(float64 by eager, which is chosen automatically). With TRITON_INTERPRET=1 they run on CPU tensors, a dry run, without
+the tests that need streams, graphs or the allocator of a device. Inputs come from the CPU and results go back there:
+truth and bars are those of the other tests.
 """
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import dense_sweeps
 import pytest
 import support
 import torch
-from contrastile import backends, reference
+from contrastile import backends, reference, structure
 from contrastile.pairs import GradNeeds, PairProblem, SoftmaxWeights
 from dense_sweeps import BOTH, PROBLEMS, Dense, given_weights, grad_results, stats_results
 from support import (
@@ -62,7 +64,7 @@ from test_pair_sweeps import (  # noqa: F401
 from torch import Tensor
 
 DEVICE = "cpu" if INTERPRETING else "cuda"
-BACKEND = "triton" if INTERPRETING else None  # on a device the automatic choice: Triton, but eager for float64
+BACKENDS = ["triton"] if INTERPRETING else ["triton", "cuda"]
 RUNS = 3 if INTERPRETING else 30
 
 if not (INTERPRETING or torch.cuda.is_available()):
@@ -75,17 +77,33 @@ def on_a_device(value: object) -> Any:
     return pytest.param(value, marks=pytest.mark.skipif(INTERPRETING, reason=reason))
 
 
-@pytest.fixture(autouse=True)
-def _bars_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=BACKENDS, autouse=True)
+def device_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """What calls that name no backend are served by, and the bars are those of."""
+    name = request.param
+    missing = backends.available()[name]
+    if missing is not None:
+        pytest.skip(missing)
     for module in (support, dense_sweeps):
-        monkeypatch.setattr(module, "BACKENDS_HERE", ["triton"])
+        monkeypatch.setattr(module, "BACKENDS_HERE", [name])
+    if _takes_float64(request.node.callspec.params.values()) and not INTERPRETING:
+        if name != BACKENDS[0]:
+            pytest.skip("takes no float64")
+        yield "eager"
+    else:
+        with ct.use_backend(name):
+            yield name
+
+
+def _takes_float64(parameters: Iterable[object]) -> bool:
+    return any(torch.float64 in (value if isinstance(value, tuple) else (value,)) for value in parameters)
 
 
 class OnDevice:
     """The backend that the device's tensors are given to, for problems and results on the CPU."""
 
     def _run(self, operation: str, problem: PairProblem, *arguments: Any, **options: Any) -> Any:
-        chosen = backends.get(backends.resolve(BACKEND, DEVICE, problem.anchors.dtype))
+        chosen = backends.get(backends.resolve(None, DEVICE, problem.anchors.dtype))
         return placed(getattr(chosen, operation)(*placed((problem, *arguments), DEVICE), **options), "cpu")
 
     pair_stats = partialmethod(_run, "pair_stats")
@@ -134,7 +152,7 @@ def leaves(shape: Shape, dtype: torch.dtype, seed: int = 0) -> Leaves:
     return x, y, scale
 
 
-def evaluate(kind: str, inputs: Leaves, backend: str | None = BACKEND) -> tuple[Tensor, ...]:
+def evaluate(kind: str, inputs: Leaves, backend: str | None = None) -> tuple[Tensor, ...]:
     """The loss and its gradients."""
     loss = LOSSES[kind](ct, *inputs, backend=backend)
     return loss.detach(), *torch.autograd.grad(loss, inputs)
@@ -171,7 +189,7 @@ DENSE = {
 
 @needs_a_device
 def test_automatic_choice_is_triton_and_eager_for_float64() -> None:
-    chosen = [backends.resolve(None, DEVICE, dtype) for dtype in DTYPES]
+    chosen = [contextvars.Context().run(backends.resolve, None, DEVICE, dtype) for dtype in DTYPES]
     assert chosen == ["triton", "eager", "triton", "triton"]
 
 
@@ -182,7 +200,7 @@ def test_automatic_choice_is_triton_and_eager_for_float64() -> None:
 )
 def test_losses_are_as_exact_as_dense(kind: str, dtype: torch.dtype, shape: Shape) -> None:
     def ours(**inputs: Tensor) -> Tensor:
-        return LOSSES[kind](ct, **{name: t.to(DEVICE) for name, t in inputs.items()}, backend=BACKEND).cpu()
+        return LOSSES[kind](ct, **{name: t.to(DEVICE) for name, t in inputs.items()}).cpu()
 
     x, y = towers(shape, dtype)
     inputs = {"x": x, "y": y, "scale": scalar(20.0, dtype)}
@@ -247,8 +265,33 @@ def test_nan_in_gives_nan_out(kind: str, shape: Shape, dtype: torch.dtype) -> No
     assert dscale.isnan()
     assert dx[17].isnan().all()
     assert dy[17].isnan().all()
-    rows = LOSSES[kind](ct, x, y, scale, reduction="none", backend=BACKEND)
+    rows = LOSSES[kind](ct, x, y, scale, reduction="none")
     assert rows[17].isnan()
+
+
+STRUCTURE: dict[str, Callable[..., Tensor]] = {
+    "bridge": lambda v, t, v_aug, t_aug: structure.brownian_bridge(v_aug, v, t, time=0.3) + 0 * t_aug.sum(),
+    "separation": lambda v, t, v_aug, t_aug: structure.feature_separation(v, t, v_aug, t_aug, t_aug, v_aug, scale=10.0),
+    "geometry": lambda v, t, v_aug, t_aug: structure.geometric_consistency(v, t, v_aug, t_aug),
+    "four-way": lambda v, t, v_aug, t_aug: structure.four_way_contrastive(v, t, v_aug, t_aug, 10.0),
+}
+
+
+@pytest.mark.parametrize("kind", STRUCTURE)
+@float32_and_bfloat16
+def test_structure_is_what_float64_on_a_processor_gives(kind: str, dtype: torch.dtype, device_backend: str) -> None:
+    if device_backend == "cuda":
+        pytest.skip("has no pass over rows")
+    rows = [t for seed in (0, 2) for t in towers(Shape(130, 130, 96), dtype, seed=seed)]
+
+    def gradients(rows: list[Tensor]) -> tuple[Tensor, ...]:
+        leaves = [t.requires_grad_() for t in rows]
+        loss = STRUCTURE[kind](*leaves)
+        return loss.detach().double().cpu(), *(g.double().cpu() for g in torch.autograd.grad(loss, leaves))
+
+    ours = gradients([t.to(DEVICE) for t in rows])
+    with ct.use_backend("eager"):
+        assert_close(ours, gradients([t.double() for t in rows]), TOLERANCE[dtype])
 
 
 # Determinism
@@ -287,7 +330,7 @@ def test_compiled_equals_eager(kind: str, dtype: torch.dtype) -> None:
 
     @torch.compile(fullgraph=True, **how)
     def step(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-        return LOSSES[kind](ct, x, y, scale, backend=BACKEND)
+        return LOSSES[kind](ct, x, y, scale)
 
     for seed in range(2 if INTERPRETING else 4):
         inputs = leaves(FUSED, dtype, seed)
@@ -367,7 +410,11 @@ def test_training_with_the_gamma_loss_waits_for_nothing(mode: str, forbid_waitin
 @needs_a_device
 @each_form
 @float32_and_bfloat16
-def test_tuned_plans_change_nothing_but_rounding(tmp_path: Path, monkeypatch, shape: Shape, dtype: torch.dtype) -> None:
+def test_tuned_plans_change_nothing_but_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device_backend: str, shape: Shape, dtype: torch.dtype
+) -> None:
+    if device_backend != "triton":
+        pytest.skip("has no plans to tune")
     from contrastile.backends import triton_tuning
 
     inputs = leaves(shape, dtype)
