@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 class Pairs(NamedTuple):
     """Embeddings and masks of a problem: tensors at a launch, pointers in a kernel."""
 
-    anchors: Any  # (N, D), a tensor or a descriptor of one
+    anchors: Any  # (N, D)
     candidates: Any  # (M, D), likewise
     anchor_stride: Any  # elements from a row to the next
     candidate_stride: Any

@@ -43,6 +43,8 @@ LARGEST_MASS = tl.constexpr(2.0**100)
 @triton.jit
 def coefficients_kernel(
     pairs,  # Pairs
+    anchor_blocks,  # tensor descriptor (TMA) of the anchors, or None
+    candidate_blocks,  # likewise
     window,  # Window
     weights,  # Weights
     strip,  # Strip
@@ -55,7 +57,6 @@ def coefficients_kernel(
     BLOCK_DEPTH: tl.constexpr,
     PARTS: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):
@@ -68,7 +69,17 @@ def coefficients_kernel(
             return
 
     products = tile_products(
-        pairs, first_row, first_col, DEPTH, BLOCK_ROWS, BLOCK_COLS, BLOCK_DEPTH, DESCRIPTORS, PRECISION, EMULATE_BF16
+        pairs,
+        anchor_blocks,
+        candidate_blocks,
+        first_row,
+        first_col,
+        DEPTH,
+        BLOCK_ROWS,
+        BLOCK_COLS,
+        BLOCK_DEPTH,
+        PRECISION,
+        EMULATE_BF16,
     )
     store_coefficients(
         products,

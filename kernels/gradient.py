@@ -22,6 +22,8 @@ from contrastile.kernels.tiles import add_product, load_rows, rounded
 @triton.jit
 def gradient_kernel(
     pairs,  # Pairs
+    anchor_blocks,  # tensor descriptor (TMA) of the anchors, or None
+    candidate_blocks,  # likewise
     window,  # Window
     weights,  # Weights
     gradients,  # Gradients
@@ -33,28 +35,29 @@ def gradient_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,  # all of DEPTH
-    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):
     block = tl.program_id(0)
     if OWNS_CANDIDATES:
         steps = tl.cdiv(window.rows, BLOCK_ROWS)
-        y = load_candidates(pairs, window.first_col + block * BLOCK_COLS, DEPTH, BLOCK_COLS, BLOCK_DEPTH, DESCRIPTORS)
+        y = load_candidates(
+            pairs, candidate_blocks, window.first_col + block * BLOCK_COLS, DEPTH, BLOCK_COLS, BLOCK_DEPTH
+        )
         owned = tl.zeros((BLOCK_COLS, BLOCK_DEPTH), tl.float32)
     else:
         steps = tl.cdiv(window.cols, BLOCK_COLS)
-        x = load_anchors(pairs, window.first_row + block * BLOCK_ROWS, DEPTH, BLOCK_ROWS, BLOCK_DEPTH, DESCRIPTORS)
+        x = load_anchors(pairs, anchor_blocks, window.first_row + block * BLOCK_ROWS, DEPTH, BLOCK_ROWS, BLOCK_DEPTH)
         owned = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
 
     for step in tl.range(0, steps):
         if OWNS_CANDIDATES:
             tile_row, tile_col = step, block
-            x = load_anchors(pairs, window.first_row + step * BLOCK_ROWS, DEPTH, BLOCK_ROWS, BLOCK_DEPTH, DESCRIPTORS)
+            x = load_anchors(pairs, anchor_blocks, window.first_row + step * BLOCK_ROWS, DEPTH, BLOCK_ROWS, BLOCK_DEPTH)
         else:
             tile_row, tile_col = block, step
             y = load_candidates(
-                pairs, window.first_col + step * BLOCK_COLS, DEPTH, BLOCK_COLS, BLOCK_DEPTH, DESCRIPTORS
+                pairs, candidate_blocks, window.first_col + step * BLOCK_COLS, DEPTH, BLOCK_COLS, BLOCK_DEPTH
             )
         row = window.first_row + tile_row * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
         scale = tl.load(pairs.scale + row, mask=row < pairs.rows, other=0.0)
@@ -97,14 +100,14 @@ def gradient_kernel(
 @triton.jit
 def load_anchors(
     pairs,
+    anchor_blocks,
     first,
     DEPTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
 ):
-    if DESCRIPTORS:
-        anchors = pairs.anchors.load([first, 0])
+    if anchor_blocks is not None:
+        anchors = anchor_blocks.load([first, 0])
     else:  # not just what follows: Triton compiles code behind the return of such a branch
         row = first + tl.arange(0, BLOCK_ROWS)
         anchors = load_rows(pairs.anchors, pairs.anchor_stride, row, pairs.rows - 1, 0, DEPTH, BLOCK_DEPTH)
@@ -114,14 +117,14 @@ def load_anchors(
 @triton.jit
 def load_candidates(
     pairs,
+    candidate_blocks,
     first,
     DEPTH: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
 ):
-    if DESCRIPTORS:
-        candidates = pairs.candidates.load([first, 0])
+    if candidate_blocks is not None:
+        candidates = candidate_blocks.load([first, 0])
     else:
         col = first + tl.arange(0, BLOCK_COLS)
         candidates = load_rows(pairs.candidates, pairs.candidate_stride, col, pairs.cols - 1, 0, DEPTH, BLOCK_DEPTH)

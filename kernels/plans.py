@@ -44,13 +44,16 @@ class WindowPlan:
 WINDOWS_PER_TRIANGLE_SIDE = 8  # diagonal windows are computed whole: one part in so many of the work is done twice
 
 
-def window_plan(rows: int, cols: int, most_pairs: int, multiple: int, triangle: bool) -> WindowPlan:
+def window_plan(
+    rows: int, cols: int, most_pairs: int, multiple: int, triangle: bool, smallest_side: int = 1
+) -> WindowPlan:
     """Nearly square windows, sides a multiple of the tiles'. At equal size, square ones cost the gradient products the
-    least traffic beside the strip itself.
+    least traffic beside the strip itself. A triangle is cut for the sake of its diagonal, but not below smallest_side,
+    where the windows' launches would cost more than the work they spare.
     """
     side = max(multiple, isqrt(most_pairs) // multiple * multiple)
     if triangle:
-        share = -(-rows // (WINDOWS_PER_TRIANGLE_SIDE * multiple)) * multiple
+        share = max(smallest_side, -(-rows // (WINDOWS_PER_TRIANGLE_SIDE * multiple)) * multiple)
         return WindowPlan(min(side, share), min(side, share))
     if rows <= side:
         return WindowPlan(rows, max(side, most_pairs // rows // multiple * multiple))

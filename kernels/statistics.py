@@ -36,6 +36,8 @@ from contrastile.kernels.tiles import (
 @triton.jit
 def statistics_kernel(
     pairs,  # Pairs
+    anchor_blocks,  # tensor descriptor (TMA) of the anchors, or None
+    candidate_blocks,  # likewise
     window,  # Window
     row_sums,  # Sums (parts of tile columns, window rows)
     col_sums,  # Sums (tile rows, window columns); without arrays: rows alone
@@ -47,14 +49,23 @@ def statistics_kernel(
     BLOCK_DEPTH: tl.constexpr,
     PARTS: tl.constexpr,  # of a tile's columns, a power of two
     GROUP_ROWS: tl.constexpr,  # tile rows that are taken together, for the L2 cache
-    DESCRIPTORS: tl.constexpr,  # whether pairs has tensor descriptors (TMA)
     PRECISION: tl.constexpr,  # of float32 products
     EMULATE_BF16: tl.constexpr,  # in the interpreter
 ):
     tile_row, tile_col = tile_of_program(window, BLOCK_ROWS, BLOCK_COLS, GROUP_ROWS)
     first_row, first_col = window.first_row + tile_row * BLOCK_ROWS, window.first_col + tile_col * BLOCK_COLS
     products = tile_products(
-        pairs, first_row, first_col, DEPTH, BLOCK_ROWS, BLOCK_COLS, BLOCK_DEPTH, DESCRIPTORS, PRECISION, EMULATE_BF16
+        pairs,
+        anchor_blocks,
+        candidate_blocks,
+        first_row,
+        first_col,
+        DEPTH,
+        BLOCK_ROWS,
+        BLOCK_COLS,
+        BLOCK_DEPTH,
+        PRECISION,
+        EMULATE_BF16,
     )
     tile_statistics(
         products,

@@ -64,13 +64,14 @@ def rounded(values, dtype: tl.constexpr, EMULATE_BF16: tl.constexpr):
 @triton.jit
 def tile_products(
     pairs,
+    anchor_blocks,
+    candidate_blocks,
     first_row,
     first_col,
     DEPTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
-    DESCRIPTORS: tl.constexpr,
     PRECISION: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):
@@ -79,9 +80,9 @@ def tile_products(
     col = first_col + tl.arange(0, BLOCK_COLS)
     products = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
     for first_feature in tl.range(0, DEPTH, BLOCK_DEPTH):
-        if DESCRIPTORS:
-            x = pairs.anchors.load([first_row, first_feature])
-            y = pairs.candidates.load([first_col, first_feature])
+        if anchor_blocks is not None:
+            x = anchor_blocks.load([first_row, first_feature])
+            y = candidate_blocks.load([first_col, first_feature])
         else:
             x = load_rows(pairs.anchors, pairs.anchor_stride, row, pairs.rows - 1, first_feature, DEPTH, BLOCK_DEPTH)
             y = load_rows(

@@ -171,7 +171,7 @@ def rounding_floor(
     if accumulated == torch.float64:
         step *= 4  # truth is rounded as much as ours then, and dense has no error at all against it
     generator = torch.Generator().manual_seed(7)
-    logit_rounding = torch.finfo(accumulated).eps / 2 * largest_logit(inputs)
+    logit_rounding = roundings_of_a_logit(inputs, dtype) * torch.finfo(accumulated).eps * largest_logit(inputs)
     floor = {name: step * largest(value) for name, value in truth.items()}
     for _ in range(2):
         moved = {}
@@ -181,6 +181,17 @@ def rounding_floor(
         for name, value in evaluate(moved).items():
             floor[name] = max(floor[name], error(value, truth[name]))
     return {name: value + logit_rounding * largest(truth[name]) for name, value in floor.items()}
+
+
+SUMS_ON_MATRIX_UNITS = False  # of a GPU, whose sums of 16-bit products are cut off, and not rounded, at every step
+FEATURES_OF_A_STEP = 16
+
+
+def roundings_of_a_logit(inputs: Mapping[str, Tensor], dtype: torch.dtype) -> float:
+    """In units in the last place, at most."""
+    if not SUMS_ON_MATRIX_UNITS or dtype.itemsize != 2:
+        return 0.5
+    return 0.5 + max(value.shape[1] for value in inputs.values() if value.dim() == 2) / FEATURES_OF_A_STEP
 
 
 def largest_logit(inputs: Mapping[str, Tensor]) -> float:

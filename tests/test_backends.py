@@ -228,6 +228,18 @@ def test_a_backend_that_fails_to_import_is_unavailable_for_that_reason(monkeypat
         backends._unavailable_reason.cache_clear()
 
 
+def test_a_triton_too_old_for_the_kernels_says_so(monkeypatch):
+    triton = pytest.importorskip("triton")
+    from contrastile.backends import triton as backend
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(backend, "interpreting", lambda: False)
+    for version, is_missing in (("3.4.0", True), ("3.5.1", False), ("4.0.0+git1", False)):
+        monkeypatch.setattr(triton, "__version__", version)
+        reason = backend.unavailable_reason()
+        assert (reason == f"Triton {version} does not compile the kernels: 3.5 or newer is needed") == is_missing
+
+
 # The environment, read by a process of its own
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -156,6 +157,28 @@ def test_plotter_takes_the_file_and_draws_each_dtype(tmp_path, made_up_gpu):
     pictures = plot_results(results, tmp_path / "gpu.png")
     assert [path.name for path in pictures] == ["gpu-512-bfloat16-2-cuda.png", "gpu-512-float32-2-cuda.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+
+
+def test_page_on_gpus_has_the_figures_of_the_results_file():
+    columns = [("contrastile", "cuda"), ("contrastile", "triton")]
+    columns += [(name, None) for name in ("memeff", "inf_cl", "dense", "compiled")]
+    document = json.loads((gpu_check.ROOT / "bench" / "results" / "gpu-nvidia-h200.json").read_text())
+    found = {}
+    for run in document["runs"]:
+        for row in run["rows"]:
+            name = (row["dtype"], row["rows"], row["loss"], row["implementation"], row["backend"])
+            if row["status"] == "measured":
+                found[name] = f"{row['seconds'] * 1e3:.2f} / {row['extra_bytes'] / 2**20:.0f}"
+    lines = re.findall(
+        r"^\| (b?float\d+) \| (\d+) \| (\w+) \| (.*) \|$", (gpu_check.ROOT / "docs" / "gpu.md").read_text(), re.M
+    )
+    told = {
+        (dtype, int(rows), loss, *column): cell
+        for dtype, rows, loss, cells in lines
+        for column, cell in zip(columns, cells.split(" | "), strict=True)
+        if cell != "-"
+    }
+    assert told == found
 
 
 @pytest.mark.slow

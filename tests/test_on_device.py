@@ -86,6 +86,7 @@ def device_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
         pytest.skip(missing)
     for module in (support, dense_sweeps):
         monkeypatch.setattr(module, "BACKENDS_HERE", [name])
+    monkeypatch.setattr(support, "SUMS_ON_MATRIX_UNITS", not INTERPRETING)
     if _takes_float64(request.node.callspec.params.values()) and not INTERPRETING:
         if name != BACKENDS[0]:
             pytest.skip("takes no float64")

@@ -12,6 +12,7 @@ import torch
 from contrastile.backends.tiled.gradients import NO_STRIP, PAIRS_WITHOUT_STRIP
 from contrastile.backends.tiled.sums import NO_SUMS
 from contrastile.backends.triton_launches import MERGE_BLOCK, ROW_OPTIONS, launch_options, row_constants
+from contrastile.backends.triton_start import blocks_of
 from contrastile.bench.static.bounds import Bound, Traits, bound_of, traits_of
 from contrastile.bench.static.compile import Buffer, Compiled, compile_kernel
 from contrastile.bench.static.tiles import Tile, Walk
@@ -23,7 +24,6 @@ from contrastile.kernels.plans import MOST_FUSED_FEATURES, TilePlan, gradient_pl
 from contrastile.kernels.positives import positives_kernel
 from contrastile.kernels.rows import finish_rows_kernel
 from contrastile.kernels.statistics import statistics_kernel
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 TARGETS = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942")
 DEPTHS = (64, 128, 256, 384, 512, 768, 1024, 1536)
@@ -227,7 +227,7 @@ def _fused_arguments(configuration: Configuration) -> dict[str, Any]:
     row_sums, col_sums = _gradient_sums(configuration)
     owns_candidates = _owns_candidates(configuration)
     return {
-        **_tile_arguments(configuration, _pairs(configuration), FUSED_WINDOW),
+        **_tile_arguments(configuration, FUSED_WINDOW),
         "weights": _weights(configuration),
         "gradients": Gradients(
             anchors=None if owns_candidates else _floats(),
@@ -242,8 +242,8 @@ def _fused_arguments(configuration: Configuration) -> dict[str, Any]:
 
 
 def _positives_arguments(configuration: Configuration) -> dict[str, Any]:
-    arguments = _tile_arguments(configuration, _pairs(configuration, descriptors=False), WINDOW)
-    del arguments["window"], arguments["DESCRIPTORS"]
+    arguments = _tile_arguments(configuration, WINDOW)
+    del arguments["window"], arguments["anchor_blocks"], arguments["candidate_blocks"]
     return {**arguments, "positive_logit": _floats()}
 
 
@@ -284,39 +284,36 @@ _KERNELS: dict[str, tuple[Any, Callable[[Configuration], dict[str, Any]]]] = {
 
 
 def _sweep_arguments(configuration: Configuration) -> dict[str, Any]:
-    arguments = _tile_arguments(configuration, _pairs(configuration), WINDOW)
+    arguments = _tile_arguments(configuration, WINDOW)
     return {**arguments, "GROUP_ROWS": configuration.plan.group_rows, "PARTS": configuration.plan.parts}
 
 
-def _tile_arguments(configuration: Configuration, pairs: Pairs, window: int) -> dict[str, Any]:
-    plan = configuration.plan
+def _tile_arguments(configuration: Configuration, window: int) -> dict[str, Any]:
+    plan, pairs = configuration.plan, _pairs(configuration)
+    anchor_blocks, candidate_blocks = blocks_of(pairs.anchors, pairs.candidates, plan)
     return {
         "pairs": pairs,
+        "anchor_blocks": anchor_blocks,
+        "candidate_blocks": candidate_blocks,
         "window": Window(0, window, window, window),
         "DEPTH": configuration.depth,
         "BLOCK_ROWS": plan.block_rows,
         "BLOCK_COLS": plan.block_cols,
         "BLOCK_DEPTH": plan.block_depth,
-        "DESCRIPTORS": plan.descriptors,
         "PRECISION": configuration.precision,
         "EMULATE_BF16": False,
     }
 
 
-def _pairs(configuration: Configuration, descriptors: bool = True) -> Pairs:
-    plan, depth = configuration.plan, configuration.depth
+def _pairs(configuration: Configuration) -> Pairs:
+    depth = configuration.depth
     # An odd first element or stride is what rules tensor descriptors out.
     stride = depth if configuration.aligned else depth + 1
     embeddings = Buffer(DTYPES[configuration.dtype], (ROWS, depth))
-    anchors: Any = embeddings
-    candidates: Any = embeddings
-    if descriptors and plan.descriptors:
-        anchors = TensorDescriptor.from_tensor(embeddings, [plan.block_rows, plan.block_depth])
-        candidates = TensorDescriptor.from_tensor(embeddings, [plan.block_cols, plan.block_depth])
     grouped = configuration.terms == "groups"
     return Pairs(
-        anchors=anchors,
-        candidates=candidates,
+        anchors=embeddings,
+        candidates=embeddings,
         anchor_stride=stride,
         candidate_stride=stride,
         scale=_floats(),

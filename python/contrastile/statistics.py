@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from contrastile.pairs import GivenWeights, PairStats
+
+SOFTPLUS_THRESHOLD = 40.0  # above it log(1 + exp(t)) is t to the last digit of float64
 
 
 class Denominators(NamedTuple):
@@ -24,10 +27,10 @@ class Denominators(NamedTuple):
 
     def over(self, gain: Tensor) -> Tensor:
         """gain / total, and 0 where there is neither a positive nor a negative."""
-        return torch.where(self.total == 0, 0, gain / self.total)
+        return (gain / self.total).masked_fill_(self.total == 0, 0)
 
     def log(self) -> Tensor:
-        return torch.where(self.total == 0, -torch.inf, self.shift + self.total.log())
+        return (self.shift + self.total.log()).masked_fill_(self.total == 0, -torch.inf)
 
 
 def denominators(
@@ -36,16 +39,18 @@ def denominators(
     """Joins the statistics of the negatives, each counted `multiplier` times, with the positive."""
     shift = negative_max if positive_logit is None else torch.maximum(negative_max, positive_logit)
     shift = finite(shift)
-    negative = multiplier * negative_sum * (negative_max - shift).exp()
+    negative = negative_sum * (negative_max - shift).exp_()
+    if multiplier != 1:
+        negative = multiplier * negative
     if positive_logit is None:
         return Denominators(shift, negative, negative, None)
-    positive = (positive_logit - shift).exp()
+    positive = (positive_logit - shift).exp_()
     return Denominators(shift, negative + positive, negative, positive)
 
 
 def finite(maximum: Tensor) -> Tensor:
     """A maximum to subtract: that of no elements, -inf, becomes 0."""
-    return maximum.masked_fill(maximum == -torch.inf, 0)
+    return maximum.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=0)
 
 
 def by_column(by_row: Tensor, positives: Tensor, cols: int, fill: float) -> Tensor:
@@ -79,10 +84,10 @@ def info_nce_values(stats: PairStats, positives: Tensor, columns: bool) -> Tenso
 
 
 def _negative_log_probability(negative_max: Tensor, negative_sum: Tensor, positive_logit: Tensor) -> Tensor:
-    # log(1 + exp(gap)): exact for a confident row, where log-sum-exp minus s_pos would cancel. The last term is
-    # 0, or NaN where the positive's logit is not finite: then the loss is not defined.
+    # log(1 + exp(gap)): exact for a confident row, where log-sum-exp minus s_pos would cancel. What is added is 0, or
+    # NaN where the positive's logit is not finite: then the loss is not defined.
     gap = negative_max - positive_logit + negative_sum.log()
-    return torch.logaddexp(gap, torch.zeros_like(gap)) + 0 * positive_logit
+    return F.softplus(gap, threshold=SOFTPLUS_THRESHOLD).add(positive_logit, alpha=0)
 
 
 def softmax_weights(

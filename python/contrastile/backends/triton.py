@@ -6,6 +6,7 @@ With TRITON_INTERPRET=1 the kernels run in Triton's interpreter, on CPU tensors.
 from __future__ import annotations
 
 import torch
+import triton
 from torch import Tensor
 
 from contrastile.backends.tiled import sweeps
@@ -16,6 +17,7 @@ from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairProblem, P
 __all__ = ["interpreting", "pair_grad", "pair_stats", "positive_logits", "unavailable_reason"]
 
 KERNELS = TritonKernels()
+OLDEST = (3, 5)  # of Triton: before, a kernel's function that calls itself by constants never ends
 
 
 def unavailable_reason() -> str | None:
@@ -23,6 +25,10 @@ def unavailable_reason() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "no CUDA or ROCm device (TRITON_INTERPRET=1 runs the kernels on CPU tensors, slowly)"
+    if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+        return (
+            f"Triton {triton.__version__} does not compile the kernels: {'.'.join(map(str, OLDEST))} or newer is needed"
+        )
     return unavailable_products()
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from contrastile.backends.float32 import float32_products
 from contrastile.backends.tiled.launches import Sweep
+from contrastile.backends.triton_start import blocks_of, form, start
 from contrastile.backends.triton_tuning import tuned
 from contrastile.kernels.arguments import Gradients, Pairs, RowPass, Strip, Sums, Weights, Window
 from contrastile.kernels.coefficients import coefficients_kernel
@@ -35,7 +35,7 @@ def interpreting() -> bool:
 class TritonSweep(Sweep):
     def __init__(self, problem: PairProblem, plan: TilePlan) -> None:
         super().__init__(problem, plan)
-        self.pointers = Pairs(
+        self.pairs = Pairs(
             anchors=problem.anchors,
             candidates=problem.candidates,
             anchor_stride=problem.anchors.stride(0),
@@ -48,12 +48,8 @@ class TritonSweep(Sweep):
             rows=problem.rows,
             cols=problem.cols,
         )
-        self.pairs = self.pointers
-        if plan.descriptors:
-            self.pairs = self.pointers._replace(
-                anchors=TensorDescriptor.from_tensor(problem.anchors, [plan.block_rows, plan.block_depth]),
-                candidates=TensorDescriptor.from_tensor(problem.candidates, [plan.block_cols, plan.block_depth]),
-            )
+        self.embeddings = (self.pairs, *blocks_of(problem.anchors, problem.candidates, plan))
+        self.form_of_embeddings = tuple(map(form, self.embeddings))
 
     def statistics(
         self, window: Window, row_sums: Sums, col_sums: Sums, positive_logit: Tensor | None, row_rank: Tensor | None
@@ -70,32 +66,32 @@ class TritonSweep(Sweep):
     ) -> None:
         tile_rows, tile_cols = self.plan.tiles(window)
         owns_candidates = gradients.anchors is None
-        arguments = (self.pairs, window, weights, gradients, row_sums, col_sums)
+        arguments = (window, weights, gradients, row_sums, col_sums)
         programs = tile_cols if owns_candidates else tile_rows
         self._launch(gradient_kernel, programs, *arguments, CAP=cap, OWNS_CANDIDATES=owns_candidates)
 
     def merge(self, tiles: Sums, totals: Sums) -> None:
         lines, length = next(lines for lines in tiles if lines is not None).shape
         programs = triton.cdiv(length, MERGE_BLOCK)
-        self._start(merge_kernel, programs, tiles, totals, lines, length, BLOCK=MERGE_BLOCK)
+        self._start(merge_kernel, programs, (tiles, totals, lines, length), {"BLOCK": MERGE_BLOCK})
 
     def positives(self) -> Tensor | None:
         if self.problem.positives is None:
             return None
         found = torch.empty_like(self.problem.scale)
         programs = triton.cdiv(self.problem.rows, min(self.plan.block_rows, self.plan.block_cols))
-        self._start(positives_kernel, programs, self.pointers, found, **self._tile_constants())
+        self._start(positives_kernel, programs, (self.pairs, found), self._tile_constants())
         return found
 
     def _launch_tiles(self, kernel: Any, window: Window, *arguments: Any, **constants: Any) -> None:
         """One program a tile."""
         tile_rows, tile_cols = self.plan.tiles(window)
         constants |= {"GROUP_ROWS": self.plan.group_rows, "PARTS": self.plan.parts}
-        self._launch(kernel, tile_rows * tile_cols, self.pairs, window, *arguments, **constants)
+        self._launch(kernel, tile_rows * tile_cols, window, *arguments, **constants)
 
     def _launch(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-        constants |= {"DESCRIPTORS": self.plan.descriptors, **self._tile_constants()}
-        self._start(kernel, programs, *arguments, **constants)
+        arguments, constants = (*self.embeddings, *arguments), constants | self._tile_constants()
+        self._start(kernel, programs, arguments, constants, self.form_of_embeddings)
 
     def _tile_constants(self) -> dict[str, Any]:
         return {
@@ -111,10 +107,18 @@ class TritonSweep(Sweep):
         x = self.problem.anchors
         return float32_products(_target(x.device)) if x.dtype == torch.float32 else "ieee"
 
-    def _start(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    def _start(
+        self,
+        kernel: Any,
+        programs: int,
+        arguments: tuple[Any, ...],
+        constants: dict[str, Any],
+        known_forms: tuple[Any, ...] = (),
+    ) -> None:
         options = launch_options(self.plan.num_warps, self.plan.num_stages)
-        with on_device(self.problem.anchors.device):
-            kernel[(programs,)](*arguments, **constants, **options)
+        device = self.problem.anchors.device
+        with on_device(device):
+            start(kernel, programs, arguments, constants, options, device, known_forms)
 
 
 def launch_options(num_warps: int, num_stages: int) -> dict[str, Any]:
@@ -153,15 +157,12 @@ class TritonKernels:
     def finish_rows(self, rows: RowPass) -> None:
         count, depth = rows.sums.shape
         constants = row_constants(depth)
-        with on_device(rows.sums.device):
-            finish_rows_kernel[(triton.cdiv(count, constants["BLOCK_ROWS"]),)](
-                *rows,
-                *((0, 0) if rows.embeddings is None else rows.embeddings.stride()),
-                count,
-                **constants,
-                EMULATE_BF16=interpreting() and rows.gradient is not None and rows.gradient.dtype == torch.bfloat16,
-                **ROW_OPTIONS,
-            )
+        strides = (0, 0) if rows.embeddings is None else rows.embeddings.stride()
+        emulates = interpreting() and rows.gradient is not None and rows.gradient.dtype == torch.bfloat16
+        constants |= {"EMULATE_BF16": emulates}
+        programs, device = triton.cdiv(count, constants["BLOCK_ROWS"]), rows.sums.device
+        with on_device(device):
+            start(finish_rows_kernel, programs, (*rows, *strides, count), constants, ROW_OPTIONS, device)
 
 
 def row_constants(depth: int) -> dict[str, Any]:

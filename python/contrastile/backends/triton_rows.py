@@ -10,6 +10,7 @@ from torch import Tensor
 
 from contrastile.backends.rows import BridgeDistance, Gradients, RowKind
 from contrastile.backends.triton_launches import interpreting, launch_options, on_device
+from contrastile.backends.triton_start import start
 from contrastile.kernels.row_losses import bridge_rows_kernel, dot_product_rows_kernel
 
 ENTRIES = 1024  # of each input, that a program holds at least
@@ -24,16 +25,17 @@ def run(kind: RowKind, inputs: tuple[Tensor, ...], gain: Tensor, values: Tensor,
     block_rows = max(1, ENTRIES // block_depth)
     strides = tuple(part.stride(0) for part in inputs)
     arguments: tuple[Any, ...] = (gain, values, gradients, count)
-    options: dict[str, Any] = {
+    constants: dict[str, Any] = {
         "DEPTH": depth,
         "BLOCK_ROWS": block_rows,
         "BLOCK_DEPTH": block_depth,
         "EMULATE_BF16": interpreting() and inputs[0].dtype == torch.bfloat16,
-        **launch_options(min(MOST_WARPS, block_rows * block_depth // ENTRIES_OF_A_WARP), num_stages=1),
     }
-    grid = (triton.cdiv(count, block_rows),)
+    options = launch_options(min(MOST_WARPS, block_rows * block_depth // ENTRIES_OF_A_WARP), num_stages=1)
+    if isinstance(kind, BridgeDistance):
+        kernel, arguments = bridge_rows_kernel, (inputs, strides, kind.time.contiguous(), *arguments)
+    else:
+        kernel, arguments = dot_product_rows_kernel, (inputs, strides, *arguments)
+        constants["DIFFERENCE"] = kind.difference
     with on_device(gain.device):
-        if isinstance(kind, BridgeDistance):
-            bridge_rows_kernel[grid](inputs, strides, kind.time.contiguous(), *arguments, **options)
-        else:
-            dot_product_rows_kernel[grid](inputs, strides, *arguments, DIFFERENCE=kind.difference, **options)
+        start(kernel, triton.cdiv(count, block_rows), arguments, constants, options, gain.device)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from functools import cache
+from math import isqrt
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from contrastile.kernels.arguments import Gradients, RowPass, Strip, Sums, Weights, Window
 from contrastile.kernels.plans import TilePlan, window_plan
 from contrastile.pairs import PairProblem
+
+FULL_TILES = 8  # of a window that is worth its launches, for each multiprocessor
 
 
 class Sweep(ABC):
@@ -22,7 +27,8 @@ class Sweep(ABC):
 
     def windows(self, most_pairs: int) -> Iterator[Window]:
         problem = self.problem
-        plan = window_plan(problem.rows, problem.cols, most_pairs, self.multiple, problem.self_similarity)
+        smallest = isqrt(FULL_TILES * _multiprocessors(problem.anchors.device)) * self.multiple
+        plan = window_plan(problem.rows, problem.cols, most_pairs, self.multiple, problem.self_similarity, smallest)
         return plan.windows(problem.rows, problem.cols, problem.self_similarity)
 
     @property
@@ -73,3 +79,9 @@ class Kernels(Protocol):
 
     def finish_rows(self, rows: RowPass) -> None:
         """The last pass over the rows of a gradient."""
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    """0 of a processor, which takes tiles one after another."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0

@@ -93,7 +93,8 @@ def _softmax_grad(
     gain = torch.full_like(stats.row_max, weights.gain)
     col_gain = gain if weights.columns else None
     given = softmax_weights(stats, problem.positives, gain, col_gain, problem.self_similarity)
-    return _given_grad(kernels, problem, given, 2 * gain.amax(), needs, None)[0], stats
+    largest = gain.new_full((), 2 * weights.gain)
+    return _given_grad(kernels, problem, given, largest, needs, None)[0], stats
 
 
 def _given_grad(
