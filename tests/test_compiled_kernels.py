@@ -17,6 +17,7 @@ from contrastile.backends import triton_launches
 from contrastile.backends.triton_launches import TritonSweep, launch_options
 from contrastile.bench.static import checks
 from contrastile.bench.static.bounds import Traits
+from contrastile.bench.static.launches import bound, compiled, traits
 from contrastile.bench.static.matrix import (
     AROUND,
     DEPTHS,
@@ -27,10 +28,7 @@ from contrastile.bench.static.matrix import (
     TARGETS,
     Configuration,
     all_configurations,
-    bound,
-    compiled,
     covering_configurations,
-    traits,
 )
 from contrastile.kernels.plans import MOST_FUSED_FEATURES, TilePlan, gradient_plan, tile_plan
 from contrastile.pairs import PairProblem
@@ -60,7 +58,8 @@ def test_the_matrix_has_every_target_sweep_depth_and_dtype():
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_matrix_has_every_kernel_that_the_launcher_starts(target):
     configurations = list(all_configurations((target,)))
-    assert {c.kernel for c in configurations} == {"statistics", "gradient", "fused", "positives", "merge", "rows"}
+    kernels = {"statistics", "gradient", "fused", "positives", "merge", "rows", "bridge", "dots"}
+    assert {c.kernel for c in configurations} == kernels
     sweeps = {(c.sweep, c.dtype) for c in configurations}
     assert {(sweep, "bf16") for sweep in AROUND} <= sweeps
     assert {(sweep, "fp32") for sweep in ONE_DIRECTION} <= sweeps

@@ -12,7 +12,8 @@ pytest.importorskip("triton")
 from contrastile.bench.static import bounds, rival_launches, rivals
 from contrastile.bench.static.disassembly import parse_sass
 from contrastile.bench.static.instructions import Work
-from contrastile.bench.static.matrix import Configuration, bound, compiled
+from contrastile.bench.static.launches import bound, compiled
+from contrastile.bench.static.matrix import Configuration
 from contrastile.bench.static.rates import LIMITS, matrix_rate, rates_of
 from contrastile.bench.static.rival_launches import Cache, Loop, Product
 from support import INTERPRETING

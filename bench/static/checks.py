@@ -7,7 +7,8 @@ from __future__ import annotations
 from contrastile.backends.triton_launches import MERGE_BLOCK
 from contrastile.bench.static.bounds import Bound, Traits
 from contrastile.bench.static.compile import Compiled
-from contrastile.bench.static.matrix import Configuration, bound, compiled, traits
+from contrastile.bench.static.launches import bound, compiled, traits
+from contrastile.bench.static.matrix import WITHOUT_PRODUCTS, Configuration
 from contrastile.bench.static.rates import LIMITS
 
 MATRIX_INSTRUCTION = {
@@ -26,7 +27,7 @@ def faults_of(configuration: Configuration) -> list[str]:
     """What is wrong with a kernel, in words; raises RuntimeError where it does not compile."""
     kernel, seen = compiled(configuration), traits(configuration)
     faults = [*_over_limits(configuration, kernel, seen), *_slow_loads(configuration, seen)]
-    if configuration.kernel in ("merge", "rows"):
+    if configuration.kernel in WITHOUT_PRODUCTS:
         return [*faults, *_few_exponentials(seen.exponentials, _exponentials_of_merge(configuration))]
     faults += _wrong_products(configuration, seen)
     if configuration.is_bounded:
@@ -92,7 +93,7 @@ def _widest_load(configuration: Configuration) -> int:
 def _asynchronous_copies(configuration: Configuration) -> str:
     """By what NVIDIA's kernels load embeddings; empty where nothing is loaded ahead."""
     plan = configuration.plan
-    if not _is_nvidia(configuration) or configuration.kernel in ("merge", "rows"):
+    if not _is_nvidia(configuration) or configuration.kernel in WITHOUT_PRODUCTS:
         return ""
     if plan.descriptors and configuration.kernel != "positives":
         return "TMA"

@@ -21,7 +21,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from contrastile.bench.static.matrix import TARGETS, WINDOW, Configuration, bound
+from contrastile.bench.static.launches import bound
+from contrastile.bench.static.matrix import TARGETS, WINDOW, Configuration
 from contrastile.bench.static.rates import matrix_rate, rates_of
 from contrastile.bench.static.table import Row, print_rows
 from contrastile.kernels.plans import MOST_FUSED_FEATURES, TilePlan

@@ -20,7 +20,8 @@ from contrastile.bench.static import bounds
 from contrastile.bench.static.compile import Compiled, compile_kernel
 from contrastile.bench.static.disassembly import parse_sass
 from contrastile.bench.static.instructions import matrix_kind
-from contrastile.bench.static.matrix import WINDOW, Configuration, bound, compiled
+from contrastile.bench.static.launches import bound, compiled
+from contrastile.bench.static.matrix import WINDOW, Configuration
 from contrastile.bench.static.rates import blocks_resident, matrix_rate, rates_of
 from contrastile.bench.static.rival_launches import RIVALS, Cache, N, work_of_warp
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import triton
 from contrastile.bench.static.bounds import PIPES, Bound
 from contrastile.bench.static.compile import Compiled
-from contrastile.bench.static.matrix import TARGETS, Configuration, bound, bounded_configurations, compiled
+from contrastile.bench.static.launches import bound, compiled
+from contrastile.bench.static.matrix import TARGETS, Configuration, bounded_configurations
 from contrastile.kernels.plans import TilePlan
 
 COMMITTED = Path(__file__).parent / "bounds.csv"
