@@ -1,10 +1,11 @@
 """make gpu-check: what can only be known on a GPU, in one results file.
 
-    python tests/gpu_check.py [--only suite,sanitizer,benchmark] [RESULTS.json]
+    python tests/gpu_check.py [--only suite,sanitizer,steps,benchmark] [RESULTS.json]
     python tests/gpu_check.py --dry-run RESULTS.json
 
-suite      tests/test_on_device.py, by each GPU backend
+suite      tests/test_on_device.py, by each GPU backend; with pytest-xdist in several processes, as it compiles a lot
 sanitizer  its losses at two sizes under compute-sanitizer's memcheck and racecheck
+steps      python -m contrastile.bench.steps: the kernels of a step, and whether the host keeps up
 benchmark  python -m contrastile bench on the device, beside plain PyTorch and the losses of other packages
 
 The file, bench/results/gpu-<device>.json unless named, is written after each part; one that is not run again stays as
@@ -18,6 +19,7 @@ way at tiny sizes, with Triton's interpreter for a device; its file says so, and
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -65,6 +67,8 @@ DRY_BENCHMARKS = [
     "--sizes 64 --dim 16 --repeats 1 --losses symmetric,gamma --implementations contrastile,dense,memeff,inf_cl"
 ]
 
+MOST_PROCESSES = 12  # each takes half a GiB of the device
+
 Outcome = dict[str, Any]
 
 
@@ -107,7 +111,7 @@ def suite(dry_run: bool) -> tuple[Outcome, bool]:
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder, "suite.xml")
         chosen = ["-k", DRY_TESTS] if dry_run else []
-        done = _run([*_pytest(), f"--junitxml={junit}", *chosen], dry_run)
+        done = _run([*_pytest(), f"--junitxml={junit}", *chosen, *(() if dry_run else _in_parallel())], dry_run)
         found = suite_counts(junit)
     return {"suite": {"exit_status": done.returncode, **found}}, done.returncode == 0
 
@@ -162,8 +166,7 @@ def benchmark(dry_run: bool) -> tuple[Outcome, bool]:
     status, document = 0, dict[str, Any]()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "bench.json")
-        able = [name for name in GPU_BACKENDS if contrastile.backends.available()[name] is None]
-        backends = [] if dry_run else ["--backends", ",".join(able)]
+        backends = [] if dry_run else ["--backends", ",".join(_able())]
         for options in DRY_BENCHMARKS if dry_run else BENCHMARKS:
             command = [sys.executable, "-m", "contrastile", "bench", "--device", device, *options.split(), *backends]
             status |= _run([*command, "--out", str(out)], dry_run).returncode
@@ -179,11 +182,33 @@ def benchmark(dry_run: bool) -> tuple[Outcome, bool]:
     return document, status == 0 and ours == {"dry run" if dry_run else "measured"}
 
 
+def steps(dry_run: bool) -> tuple[Outcome, bool]:
+    """Rows of bench/steps.py."""
+    if dry_run:
+        return {"steps": {"status": "skipped", "reason": "kernels were interpreted"}}, True
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "steps.json")
+        command = [sys.executable, "-m", "contrastile.bench.steps", str(out), "--backends", ",".join(_able())]
+        status = _run(command, dry_run).returncode
+        rows = json.loads(out.read_text()) if out.exists() else []
+    return {"steps": {"exit_status": status, "rows": rows}}, status == 0
+
+
 PARTS: dict[str, Callable[[bool], tuple[Outcome, bool]]] = {
     "suite": suite,
     "sanitizer": sanitizer,
+    "steps": steps,
     "benchmark": benchmark,
 }
+
+
+def _able() -> list[str]:
+    return [name for name in GPU_BACKENDS if contrastile.backends.available()[name] is None]
+
+
+def _in_parallel() -> list[str]:
+    processes = min(MOST_PROCESSES, (os.cpu_count() or 1) - 2)
+    return ["-n", str(processes)] if importlib.util.find_spec("xdist") and processes > 1 else []
 
 
 def _pytest() -> list[str]:

@@ -44,8 +44,10 @@ def made_up_gpu(monkeypatch):
     document = benchmark_document(row(), row(implementation="dense", backend=None, status="refused", seconds=None))
 
     def fake(command, *_, **__):
-        if "contrastile" in command:
-            Path(command[-1]).write_text(json.dumps(document))
+        if "contrastile.bench.steps" in command:
+            Path(command[3]).write_text(json.dumps([{"loss": "gamma", "kernels": []}]))
+        elif "contrastile" in command:
+            Path(command[command.index("--out") + 1]).write_text(json.dumps(document))
         else:
             (junit,) = (Path(part.removeprefix("--junitxml=")) for part in command if part.startswith("--junitxml="))
             junit.write_text(
@@ -53,7 +55,7 @@ def made_up_gpu(monkeypatch):
                 '<testcase name="test_a[cuda]"><failure message="AssertionError: dx"/></testcase>'
                 '<testcase name="test_b[cuda]"><skipped message="no reason"/></testcase></testsuite></testsuites>'
             )
-        return subprocess.CompletedProcess(command, statuses[command[2]])
+        return subprocess.CompletedProcess(command, statuses.get(command[2], 0))
 
     monkeypatch.setattr(gpu_check, "_run", fake)
     return statuses
@@ -83,6 +85,7 @@ def test_with_a_device_everything_ends_in_one_file_named_after_it(tmp_path, monk
         "skip_reasons": {"no reason": 1},
     }
     assert report["sanitizer"] == {"status": "skipped", "reason": "compute-sanitizer is not installed"}
+    assert report["steps"] == {"exit_status": 0, "rows": [{"loss": "gamma", "kernels": []}]}
     assert [row["status"] for row in report["runs"][0]["rows"]] == ["measured", "refused"]
     assert {"torch", "python"} <= set(report["versions"])
     assert set(report["missing_backends"]) <= set(gpu_check.GPU_BACKENDS)
@@ -157,6 +160,16 @@ def test_plotter_takes_the_file_and_draws_each_dtype(tmp_path, made_up_gpu):
     pictures = plot_results(results, tmp_path / "gpu.png")
     assert [path.name for path in pictures] == ["gpu-512-bfloat16-2-cuda.png", "gpu-512-float32-2-cuda.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
+
+
+def test_suite_takes_several_processes_where_it_can(monkeypatch):
+    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: name)
+    for cores, options in ((64, ["-n", "12"]), (8, ["-n", "6"]), (2, []), (None, [])):
+        monkeypatch.setattr(gpu_check.os, "cpu_count", lambda cores=cores: cores)
+        assert gpu_check._in_parallel() == options
+    monkeypatch.setattr(gpu_check.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu_check.os, "cpu_count", lambda: 64)
+    assert gpu_check._in_parallel() == []
 
 
 def test_page_on_gpus_has_the_figures_of_the_results_file():
