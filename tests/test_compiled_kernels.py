@@ -58,7 +58,7 @@ def test_the_matrix_has_every_target_sweep_depth_and_dtype():
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_matrix_has_every_kernel_that_the_launcher_starts(target):
     configurations = list(all_configurations((target,)))
-    kernels = {"statistics", "gradient", "fused", "positives", "merge", "rows", "bridge", "dots"}
+    kernels = {"statistics", "gradient", "fused", "positives", "merge", "rows", "bridge", "dots", "softmax"}
     assert {c.kernel for c in configurations} == kernels
     sweeps = {(c.sweep, c.dtype) for c in configurations}
     assert {(sweep, "bf16") for sweep in AROUND} <= sweeps

@@ -29,6 +29,7 @@ NEVER = "not gradients_of_the_loss and not cubic"
 COVER = {
     "test_triton_kernels.py": "",
     "test_triton_rows.py": "",
+    "test_triton_softmax.py": "",
     "test_pair_sweeps.py": (
         "groups-and-self or lonely or self-triangular-258 or deep or one-by-one or ranks or nan or regimes or layout "
         "or confident or overflow"

@@ -4,7 +4,7 @@ and loads that are under way while it multiplies.
 
 from __future__ import annotations
 
-from contrastile.backends.triton_launches import MERGE_BLOCK
+from contrastile.backends.triton_launches import MERGE_BLOCK, ROW_OPTIONS, SOFTMAX_BLOCK
 from contrastile.bench.static.bounds import Bound, Traits
 from contrastile.bench.static.compile import Compiled
 from contrastile.bench.static.launches import bound, compiled, traits
@@ -83,11 +83,15 @@ def _slow_loads(configuration: Configuration, seen: Traits) -> list[str]:
 
 
 def _widest_load(configuration: Configuration) -> int:
-    """Bytes a lane; the merge kernel has no more entries for one than it has threads."""
-    if configuration.kernel != "merge":
+    """Bytes a lane; of a vector a program may have no more entries than it has threads."""
+    if configuration.kernel == "merge":
+        warps, entries = configuration.plan.num_warps, MERGE_BLOCK
+    elif configuration.kernel == "softmax":
+        warps, entries = int(ROW_OPTIONS["num_warps"]), SOFTMAX_BLOCK
+    else:
         return WIDEST_LOAD
-    lanes = configuration.plan.num_warps * (32 if _is_nvidia(configuration) else 64)
-    return min(WIDEST_LOAD, 4 * max(1, MERGE_BLOCK // lanes))
+    lanes = warps * (32 if _is_nvidia(configuration) else 64)
+    return min(WIDEST_LOAD, 4 * max(1, entries // lanes))
 
 
 def _asynchronous_copies(configuration: Configuration) -> str:

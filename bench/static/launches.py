@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from contrastile.backends.tiled.gradients import NO_STRIP
 from contrastile.backends.tiled.sums import NO_SUMS
-from contrastile.backends.triton_launches import MERGE_BLOCK, ROW_OPTIONS, launch_options, row_constants
+from contrastile.backends.triton_launches import MERGE_BLOCK, ROW_OPTIONS, SOFTMAX_BLOCK, launch_options, row_constants
 from contrastile.backends.triton_rows import row_launch
 from contrastile.backends.triton_start import blocks_of
 from contrastile.bench.static.bounds import Bound, Traits, bound_of, traits_of
@@ -31,6 +31,7 @@ from contrastile.kernels.merge import merge_kernel
 from contrastile.kernels.positives import positives_kernel
 from contrastile.kernels.row_losses import bridge_rows_kernel, dot_product_rows_kernel
 from contrastile.kernels.rows import finish_rows_kernel
+from contrastile.kernels.softmax import softmax_weights_kernel
 from contrastile.kernels.statistics import statistics_kernel
 
 
@@ -39,7 +40,7 @@ def compiled(configuration: Configuration) -> Compiled:
     kernel, arguments = _KERNELS[configuration.kernel]
     plan = configuration.plan
     options = launch_options(plan.num_warps, plan.num_stages)
-    if configuration.kernel == "rows":
+    if configuration.kernel in ("rows", "softmax"):
         options = ROW_OPTIONS
     elif configuration.sweep in ROW_LOSSES:
         options = row_launch(configuration.depth)[1]
@@ -122,6 +123,24 @@ def _rows_arguments(configuration: Configuration) -> dict[str, Any]:
     }
 
 
+def _softmax_arguments(configuration: Configuration) -> dict[str, Any]:
+    by_column = not configuration.terms
+    return {
+        "row_max": _floats(),
+        "row_sum": _floats(),
+        "col_max": _floats() if by_column else None,
+        "col_sum": _floats() if by_column else None,
+        "positive_logit": _floats(),
+        "positives": _longs(),
+        "gain": 1 / ROWS,
+        "weights": Weights(*(_floats() for _ in Weights._fields)),
+        "losses": _floats(),
+        "rows": ROWS,
+        "SELF": configuration.terms == "self",
+        "BLOCK": SOFTMAX_BLOCK,
+    }
+
+
 def _bridge_arguments(configuration: Configuration) -> dict[str, Any]:
     return {**_row_loss_arguments(configuration, 3), "time": _floats()}
 
@@ -152,6 +171,7 @@ _KERNELS: dict[str, tuple[Any, Callable[[Configuration], dict[str, Any]]]] = {
     "positives": (positives_kernel, _positives_arguments),
     "merge": (merge_kernel, _merge_arguments),
     "rows": (finish_rows_kernel, _rows_arguments),
+    "softmax": (softmax_weights_kernel, _softmax_arguments),
     "bridge": (bridge_rows_kernel, _bridge_arguments),
     "dots": (dot_product_rows_kernel, _dots_arguments),
 }

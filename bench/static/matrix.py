@@ -38,8 +38,10 @@ TERMS_WITH_SUMS = ("capped", "masses", "sums", "guessed", "repair")
 ROW_PASSES = ("rows", "rows plain", "rows moment", "rows joined")
 # Losses of rows that no pair leaves: the bridge's distance, and dot products or their difference.
 ROW_LOSSES = ("bridge", "dots", "dots difference")
-AROUND = ("positives statistics", "positives gradient", "merge", "merge capped", *ROW_PASSES, *ROW_LOSSES)
-WITHOUT_PRODUCTS = ("merge", "rows", "bridge", "dots")  # kernels
+# Weights from statistics: of both directions, of rows alone, within one set of embeddings.
+SOFTMAX = ("softmax", "softmax rows", "softmax self")
+AROUND = ("positives statistics", "positives gradient", "merge", "merge capped", *ROW_PASSES, *ROW_LOSSES, *SOFTMAX)
+WITHOUT_PRODUCTS = ("merge", "rows", "bridge", "dots", "softmax")  # kernels
 SWEEPS = ("statistics", "gradient")  # of every depth and dtype
 BOUNDED = ("statistics", "gradient", "fused")  # kernels with a bound
 

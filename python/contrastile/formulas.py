@@ -196,8 +196,11 @@ def info_nce_forward(
         assert stats is not None
     else:
         stats = pair_statistics(inputs, backend, symmetric)
-    assert inputs.positives is not None
-    return reduce(info_nce_values(stats, inputs.positives, symmetric), reduction), stats, gradients
+    losses = stats.row_loss
+    if losses is None:
+        assert inputs.positives is not None
+        losses = info_nce_values(stats, inputs.positives, symmetric)
+    return reduce(losses, reduction), stats, gradients
 
 
 def info_nce_backward(

@@ -65,6 +65,7 @@ class PairStats:
     col_sum: Tensor | None  # (M,)
     positive_logit: Tensor | None  # (N,)
     row_rank: Tensor | None = None  # (N,) int64: negatives not at most the positive (a NaN counts)
+    row_loss: Tensor | None = None  # (N,) of SoftmaxWeights, where their sweep had it; symmetric: by both directions
 
 
 @dataclass(frozen=True)

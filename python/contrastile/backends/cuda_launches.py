@@ -15,7 +15,8 @@ from contrastile.backends.float32 import float32_products
 from contrastile.backends.tiled.launches import Sweep
 from contrastile.kernels.arguments import Gradients, RowPass, Strip, Sums, Weights, Window
 from contrastile.kernels.plans import TilePlan
-from contrastile.pairs import PairProblem
+from contrastile.pairs import GivenWeights, PairProblem, PairStats, SoftmaxWeights
+from contrastile.statistics import softmax_weights
 
 ELEMENT_TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
@@ -111,6 +112,14 @@ class CudaKernels:
 
     def tuned(self, sweep: str, problem: PairProblem, plan: TilePlan, run: Callable[[TilePlan], object]) -> TilePlan:
         return plan  # tiles are compiled in
+
+    def softmax_weights(
+        self, problem: PairProblem, stats: PairStats, weights: SoftmaxWeights
+    ) -> tuple[GivenWeights, Tensor | None]:
+        assert problem.positives is not None
+        gain = torch.full_like(stats.row_max, weights.gain)
+        col_gain = gain if weights.columns else None
+        return softmax_weights(stats, problem.positives, gain, col_gain, problem.self_similarity), None
 
     def finish_rows(self, rows: RowPass) -> None:
         embeddings = None if rows.embeddings is None else rows.embeddings.contiguous()

@@ -12,6 +12,7 @@ import triton
 from torch import Tensor
 
 from contrastile.backends.float32 import float32_products
+from contrastile.backends.tiled.gradients import aligned_length
 from contrastile.backends.tiled.launches import Sweep
 from contrastile.backends.triton_start import blocks_of, form, start
 from contrastile.backends.triton_tuning import tuned
@@ -22,8 +23,9 @@ from contrastile.kernels.merge import merge_kernel
 from contrastile.kernels.plans import TilePlan, gradient_plan, tile_plan
 from contrastile.kernels.positives import positives_kernel
 from contrastile.kernels.rows import finish_rows_kernel
+from contrastile.kernels.softmax import softmax_weights_kernel
 from contrastile.kernels.statistics import statistics_kernel
-from contrastile.pairs import PairProblem
+from contrastile.pairs import GivenWeights, PairProblem, PairStats, SoftmaxWeights
 
 
 @cache
@@ -129,6 +131,7 @@ def launch_options(num_warps: int, num_stages: int) -> dict[str, Any]:
 
 
 MERGE_BLOCK = 256
+SOFTMAX_BLOCK = 256
 ENTRIES = 1024  # of rows, that a program of their last pass holds at a time; with twice as many some forms spill
 MOST_FEATURES = 256  # of them, of one row
 ROW_OPTIONS = launch_options(num_warps=4, num_stages=1)
@@ -153,6 +156,27 @@ class TritonKernels:
 
     def tuned(self, sweep: str, problem: PairProblem, plan: TilePlan, run: Callable[[TilePlan], object]) -> TilePlan:
         return tuned(sweep, problem, plan, run)
+
+    def softmax_weights(
+        self, problem: PairProblem, stats: PairStats, weights: SoftmaxWeights
+    ) -> tuple[GivenWeights, Tensor | None]:
+        assert problem.positives is not None
+        rows, by_column = problem.rows, weights.columns and not problem.self_similarity
+        # 0 stays where a column is no row's positive, which on a device nobody looks for.
+        found = stats.row_max.new_zeros(6, aligned_length(rows, torch.float32))[:, :rows]
+        row_shift, row_gain, positive_coeff, losses, col_shift, col_gain = found
+        into = Weights(row_shift, row_gain, col_shift, col_gain, positive_coeff)
+        columns = (stats.col_max, stats.col_sum) if by_column else (None, None)
+        given = (stats.row_max, stats.row_sum, *columns, stats.positive_logit, problem.positives, weights.gain)
+        constants = {"SELF": problem.self_similarity, "BLOCK": SOFTMAX_BLOCK}
+        programs, device = triton.cdiv(rows, SOFTMAX_BLOCK), problem.anchors.device
+        with on_device(device):
+            start(softmax_weights_kernel, programs, (*given, into, losses, rows), constants, ROW_OPTIONS, device)
+        if problem.self_similarity:
+            return GivenWeights(row_shift, row_gain, row_shift, row_gain, positive_coeff), losses
+        if not by_column:
+            return GivenWeights(row_shift, row_gain, None, None, positive_coeff), losses
+        return GivenWeights(row_shift, row_gain, col_shift, col_gain, positive_coeff), losses
 
     def finish_rows(self, rows: RowPass) -> None:
         count, depth = rows.sums.shape

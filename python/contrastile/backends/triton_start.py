@@ -51,6 +51,8 @@ def form(value: Any) -> Any:
     """What Triton compiles a kernel anew for. Equal forms share a compiled kernel; the reverse need not hold."""
     if value is None:
         return None
+    if isinstance(value, float):
+        return float
     if isinstance(value, int):
         return value == 1 or (value % ALIGNMENT == 0, value.bit_length() > 31)
     if isinstance(value, Tensor):

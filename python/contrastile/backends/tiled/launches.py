@@ -13,7 +13,7 @@ from torch import Tensor
 
 from contrastile.kernels.arguments import Gradients, RowPass, Strip, Sums, Weights, Window
 from contrastile.kernels.plans import TilePlan, window_plan
-from contrastile.pairs import PairProblem
+from contrastile.pairs import GivenWeights, PairProblem, PairStats, SoftmaxWeights
 
 FULL_TILES = 8  # of a window that is worth its launches, for each multiprocessor
 
@@ -76,6 +76,11 @@ class Kernels(Protocol):
 
     def tuned(self, sweep: str, problem: PairProblem, plan: TilePlan, run: Callable[[TilePlan], object]) -> TilePlan:
         """The fastest plan that is known for this sweep; `run` does it by a plan."""
+
+    def softmax_weights(
+        self, problem: PairProblem, stats: PairStats, weights: SoftmaxWeights
+    ) -> tuple[GivenWeights, Tensor | None]:
+        """As weights known before a sweep, and the losses of the rows, (N,), where they come with them."""
 
     def finish_rows(self, rows: RowPass) -> None:
         """The last pass over the rows of a gradient."""

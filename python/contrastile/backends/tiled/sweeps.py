@@ -30,7 +30,6 @@ from contrastile.backends.tiled.launches import Kernels, Sweep
 from contrastile.backends.tiled.sums import Totals
 from contrastile.kernels.plans import TilePlan
 from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairProblem, PairStats, SoftmaxWeights
-from contrastile.statistics import softmax_weights
 
 
 def positive_logits(kernels: Kernels, problem: PairProblem) -> Tensor:
@@ -88,13 +87,10 @@ def _softmax_grad(
     if wanted and not weights.columns and not is_fused and fits_one_direction(sweep):
         grads = Gradients(problem, needs)
         return grads, one_direction_sweep(sweep, weights.gain, grads)
-    assert problem.positives is not None
     stats = pair_stats(kernels, problem, weights.columns, ranks=False)
-    gain = torch.full_like(stats.row_max, weights.gain)
-    col_gain = gain if weights.columns else None
-    given = softmax_weights(stats, problem.positives, gain, col_gain, problem.self_similarity)
-    largest = gain.new_full((), 2 * weights.gain)
-    return _given_grad(kernels, problem, given, largest, needs, None)[0], stats
+    given, losses = kernels.softmax_weights(problem, stats, weights)
+    largest = stats.row_max.new_full((), 2 * weights.gain)
+    return _given_grad(kernels, problem, given, largest, needs, None)[0], replace(stats, row_loss=losses)
 
 
 def _given_grad(
