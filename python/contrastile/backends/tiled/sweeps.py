@@ -66,7 +66,8 @@ def pair_grad(
     sweep = kernels.sweep(problem, kernels.strip_plan(problem, sums=True))
     if isinstance(weights, GivenWeights):
         new_totals = partial(Totals.of_gradients, problem, weights, needs.stats)
-        grads, totals = _given_grad(kernels, problem, weights, largest_coefficient(weights), needs, new_totals)
+        largest = largest_coefficient(weights) if problem.anchors.dtype == torch.float16 else None
+        grads, totals = _given_grad(kernels, problem, weights, largest, needs, new_totals)
         stats = totals.stats(sweep.positives() if needs.positives else None) if needs.stats else None
     else:
         grads, stats = _softmax_grad(kernels, sweep, weights, needs)
@@ -89,7 +90,7 @@ def _softmax_grad(
         return grads, one_direction_sweep(sweep, weights.gain, grads)
     stats = pair_stats(kernels, problem, weights.columns, ranks=False)
     given, losses = kernels.softmax_weights(problem, stats, weights)
-    largest = stats.row_max.new_full((), 2 * weights.gain)
+    largest = stats.row_max.new_full((), 2 * weights.gain) if problem.anchors.dtype == torch.float16 else None
     return _given_grad(kernels, problem, given, largest, needs, None)[0], replace(stats, row_loss=losses)
 
 
@@ -97,7 +98,7 @@ def _given_grad(
     kernels: Kernels,
     problem: PairProblem,
     weights: GivenWeights,
-    largest: Tensor | None,  # bound of |C|, where it is known
+    largest: Tensor | None,  # bound of |C|, where it is known; for float16
     needs: GradNeeds,
     new_totals: Callable[[], Totals] | None,  # None: no sums on the way
 ) -> tuple[Gradients, Totals]:
