@@ -212,7 +212,7 @@ def in_processes(world: int, function: Callable[[int], Any], folder: Path, timeo
     if not distributed.is_available() or not distributed.is_gloo_available():
         pytest.skip("torch has no gloo")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["contrastile", "distributed_cases", "torch.nn.parallel"])
+    context.set_forkserver_preload(["contrastile", "distributed_cases", "torch.distributed.fsdp"])
     processes = [
         context.Process(target=_process, args=(function, rank, world, str(folder)), daemon=True)
         for rank in range(world)

@@ -66,7 +66,7 @@ def agree(member: Member, prepare: Callable[[], tuple[Facts, Prepared]]) -> tupl
         own = facts.packed()
     except Exception as error:  # whatever it is, the others wait for a header
         refused = error
-        own = _packed(-1, -1, math.nan, f"{type(error).__name__}: {error}")
+        own = _refusal(error)
     try:
         headers = _exchanged(member, own)
     except RuntimeError:
@@ -78,6 +78,15 @@ def agree(member: Member, prepare: Callable[[], tuple[Facts, Prepared]]) -> tupl
     _check(headers)
     assert prepared is not None
     return Sizes(tuple(h.rows for h in headers), tuple(h.cols for h in headers)), prepared
+
+
+def tell_refusal(member: Member, error: Exception) -> None:
+    """Sends the header of a process that goes no further, and says why."""
+    _exchanged(member, _refusal(error))
+
+
+def _refusal(error: Exception) -> bytes:
+    return _packed(-1, -1, math.nan, f"{type(error).__name__}: {error}")
 
 
 def _packed(rows: int, cols: int, scale: float, text: str) -> bytes:

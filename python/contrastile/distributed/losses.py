@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from contrastile import autograd, backends, formulas
@@ -60,10 +59,6 @@ def share(
         function, reduction, log_multiplier, options: what must be equal in all processes.
         prepare: checks own arguments.
     """
-    if torch.compiler.is_compiling():
-        raise RuntimeError(
-            f"{function} over a group cannot be traced by torch.compile: call it outside of the compiled function"
-        )
     member = Member(group)
 
     def described() -> tuple[Facts, tuple[PairInputs, GammaTerms | None, Wants, str]]:

@@ -24,10 +24,14 @@ class Member:
     Raises:
         TypeError: group is no process group.
         ValueError: this process is not in it.
-        RuntimeError: torch has no torch.distributed, or it is not initialised.
+        RuntimeError: torch has no torch.distributed, or it is not initialised; the caller is being compiled.
     """
 
     def __init__(self, group: Group) -> None:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "a loss over a group cannot be traced by torch.compile: call it outside of the compiled function"
+            )
         if not distributed.is_available() or not distributed.is_initialized():
             raise RuntimeError("group is given, but torch.distributed is not there or not initialised")
         if group is distributed.GroupMember.NON_GROUP_MEMBER:
@@ -106,6 +110,21 @@ class Member:
             yield
         except RuntimeError as error:
             raise RuntimeError(f"rank {self.rank} of {self.size} in the group: {operation} failed: {error}") from error
+
+
+def default_group(world_size: int) -> Group:
+    """The group of all processes, of which there are to be world_size.
+
+    Raises:
+        RuntimeError: torch.distributed is not initialised.
+        ValueError: there are more, or fewer.
+    """
+    if not distributed.is_available() or not distributed.is_initialized():
+        raise RuntimeError(f"world_size is {world_size}, but torch.distributed is not initialised")
+    found = distributed.get_world_size()
+    if found != world_size:
+        raise ValueError(f"world_size is {world_size}, but torch.distributed has {found} processes")
+    return distributed.group.WORLD
 
 
 def summed_over(local: Tensor, group: Group | None) -> Tensor:
