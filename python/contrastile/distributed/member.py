@@ -34,7 +34,7 @@ class Member:
             )
         if not distributed.is_available() or not distributed.is_initialized():
             raise RuntimeError("group is given, but torch.distributed is not there or not initialised")
-        if group is distributed.GroupMember.NON_GROUP_MEMBER:
+        if group == distributed.GroupMember.NON_GROUP_MEMBER:
             raise ValueError("group is one that this process does not belong to: expected a group with it")
         if not isinstance(group, distributed.ProcessGroup):
             raise TypeError(f"group is {type(group).__name__}: expected a torch.distributed.ProcessGroup")

@@ -25,6 +25,8 @@ from contrastile.statistics import softmax_weights
 class GroupSweeps:
     """A contrastile.pairs.Backend over a group. Every process of the group makes the same calls.
 
+    pair_grad gives masses with the statistics only: what nobody asks for does not travel.
+
     Args:
         plan: how columns are met.
         backend: name of the backend that sweeps.
@@ -83,13 +85,13 @@ class GroupSweeps:
         by_column = given is not None and given.col_shift is not None
         symmetric = problem.self_similarity
         needs = replace(needs, dy=needs.dy and not symmetric, late=False)
-        sums_columns = by_column and not symmetric
+        sums_columns = by_column and not symmetric and needs.stats
         new = torch.zeros_like
         rows = Sums(
             grad=new(problem.anchors, dtype=problem.scale.dtype, memory_format=torch.contiguous_format)
             if needs.dx
             else None,
-            mass=new(problem.scale) if given is not None else None,
+            mass=new(problem.scale) if given is not None and needs.stats else None,
             moment=new(problem.scale) if needs.moment else None,
             top=_nothing(problem.scale) if needs.stats else None,
             total=new(problem.scale) if needs.stats else None,
@@ -99,7 +101,7 @@ class GroupSweeps:
         def visit(block: Columns, own_at: int | None) -> Sums:
             part = _block_problem(problem, block, own_at)
             if not part.rows or not part.cols:
-                return _no_sums(part, dy=needs.dy, mass=sums_columns, columns=sums_columns and needs.stats)
+                return _no_sums(part, dy=needs.dy, mass=sums_columns, columns=sums_columns)
             found = self.local.pair_grad(part, _block_weights(weights, block, own_at), needs)
             stats = found.stats if needs.stats else None
             of_rows = (None, None) if stats is None else (stats.row_max, stats.row_sum)
