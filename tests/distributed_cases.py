@@ -225,6 +225,8 @@ def in_processes(world: int, function: Callable[[int], Any], folder: Path, timeo
     for rank in stuck:
         processes[rank].kill()
     assert not stuck, f"processes {stuck} did not end within {timeout} s"
+    silent = [rank for rank in range(world) if not (folder / f"{rank}.pt").exists()]
+    assert not silent, f"processes {silent} ended without a result"
     results = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
     for rank, (_, error) in enumerate(results):
         assert error is None, f"process {rank}:\n{error}"

@@ -128,6 +128,40 @@ def count(rank):
     return found
 
 
+PAGE = Path(__file__).parents[1] / "docs" / "distributed.md"
+
+
+def test_the_pages_comparison_is_that_of_the_formulas():
+    processes, rows, dim, feature, sums = 8, 4096, 512, 2, 4
+    total, others = processes * rows, (processes - 1) * rows
+
+    def sent(exchange):
+        found = formula("info_nce", exchange, 0, (rows,) * processes, dim, feature)
+        return found["gather"] + found["scatter"] + found["pass"]
+
+    workspace = backends.DEFAULT_WORKSPACE_MB * 2**20
+    wanted = {
+        "contrastile, `gather`": (sent("gather"), total * dim * (feature + 2 * sums), workspace),
+        "contrastile, `ring`": (sent("ring"), rows * dim * (2 * feature + 6 * sums), workspace),
+        "memeff 0.3.1, distributed CLIP": (others * (dim * (feature + 4) + 8), total * dim * (feature + 4), None),
+        "open_clip 3.3, `local_loss`, `gather_with_grad`": (
+            4 * others * dim * feature,
+            4 * total * dim * feature,
+            2 * rows * total * feature,
+        ),
+        "open_clip 3.3, `gather_with_grad` alone": (
+            4 * others * dim * feature,
+            4 * total * dim * feature,
+            total**2 * feature,
+        ),
+        "open_clip 3.3, neither": (2 * others * dim * feature, 2 * total * dim * feature, total**2 * feature),
+    }
+    for name, numbers in wanted.items():
+        row = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| {name} |"))
+        printed = [re.findall(r"[\d.]+$", cell.strip()) for cell in row.split("|")[2:5]]
+        assert printed == [[] if number is None else [f"{number / 1e6:.1f}"] for number in numbers], row
+
+
 # Order
 
 
@@ -189,6 +223,10 @@ def precise(rank):
         for exchange in EXCHANGES:
             options = {"group": distributed.group.WORLD, "exchange": exchange}
             found["info_nce", dtype, exchange] = gradients_of(partial(ct.info_nce, **options), inputs)
+            again = gradients_of(partial(ct.info_nce, **options), inputs)
+            found["same bits", dtype, exchange] = all(
+                torch.equal(value, again[key]) for key, value in found["info_nce", dtype, exchange].items()
+            )
             views = {"z": inputs["x"], "scale": inputs["scale"]}
             found["nt_xent", dtype, exchange] = gradients_of(partial(ct.nt_xent, **options), views)
     return found
@@ -247,6 +285,12 @@ def test_gradients_are_as_exact_as_dense_torch(found, name, exchange, dtype):
         assert_at_most(ours[key], value, 2 * error(plain[key], value) + floor[key] + rounding_of(kept, value), key)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_two_runs_give_the_same_bits(found, exchange, dtype):
+    assert all(found[rank]["precise"]["same bits", dtype, exchange] for rank in range(len(PRECISE_SIZES)))
+
+
 # The choice of a plan
 
 
@@ -293,7 +337,7 @@ def extra_mib(rows: int, dim: int, exchange: str, rank: int) -> float:
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the high-water mark cannot be reset")
 @pytest.mark.parametrize("exchange", EXCHANGES)
 def test_a_ring_takes_a_few_shares_of_memory_and_a_gather_a_few_batches(tmp_path, exchange):
-    rows, dim = 16_384, 256
+    rows, dim = 8192, 512
     share, whole = (count * dim * 4 / 2**20 for count in (rows // 4, rows))
     mib = in_processes(4, partial(extra_mib, rows, dim, exchange), tmp_path)
     room = WORKSPACE_MIB + 8  # vectors of N, and what an allocator keeps

@@ -124,7 +124,7 @@ FAULTS = {
     "no rows": (
         lambda rank: info_nce(rank, x=features(0, 0), y=features(0, 0)),
         lambda rank: info_nce(rank, x=features(0, 0), y=features(0, 0)),
-        *[(ValueError, "no process of the group has rows")] * 2,
+        *[(ValueError, "no process of the group has rows of x, or of y")] * 2,
     ),
     "odd views": (
         lambda rank: ct.nt_xent(features(rank), 2.0, group=default()),
@@ -278,6 +278,12 @@ def test_exchange_without_a_group_is_refused():
 
 def test_group_before_torch_distributed_is_initialised_is_refused():
     with pytest.raises(RuntimeError, match=r"torch\.distributed is not there or not initialised"):
+        ct.info_nce(features(0), features(1), 3.0, group="world")
+
+
+def test_a_group_in_a_traced_function_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with pytest.raises(RuntimeError, match=r"a loss over a group cannot be traced by torch\.compile"):
         ct.info_nce(features(0), features(1), 3.0, group="world")
 
 

@@ -57,7 +57,7 @@ def agree(member: Member, prepare: Callable[[], tuple[Facts, Prepared]]) -> tupl
     Raises:
         Exception: what prepare raised, after the others have been told.
         RuntimeError: another process's arguments were refused.
-        ValueError, TypeError: the processes' facts differ (TypeError for a dtype), or nobody has rows.
+        ValueError, TypeError: the processes' facts differ (TypeError for a dtype), or nobody has rows or columns.
     """
     refused: Exception | None = None
     prepared: Prepared | None = None
@@ -117,8 +117,8 @@ def _check(headers: Sequence[_Header]) -> None:
     scales = [header.scale for header in headers]
     if not all(_same_scale(scale, scales[0]) for scale in scales):
         raise ValueError(_difference("scale", [f"{scale:.9g}" for scale in scales]))
-    if sum(header.rows for header in headers) == 0:
-        raise ValueError("no process of the group has rows: a loss over no rows is undefined")
+    if sum(header.rows for header in headers) == 0 or sum(header.cols for header in headers) == 0:
+        raise ValueError("no process of the group has rows of x, or of y: a loss over no rows is undefined")
 
 
 def _same_scale(scale: float, other: float) -> bool:
