@@ -103,8 +103,10 @@ def test_keeps_no_state():
 
 def test_messages_name_what_is_missing():
     x, y = towers(Shape(5, 5, 7))
-    with pytest.raises(NotImplementedError, match=r"world_size is 4: .* does not gather features across processes"):
-        ClipLoss(local_loss=True, rank=1, world_size=4)
+    with pytest.raises(NotImplementedError, match="use_horovod with world_size 4"):
+        ClipLoss(rank=1, world_size=4, use_horovod=True)
+    with pytest.raises(RuntimeError, match=r"world_size is 4, but torch\.distributed is not initialised"):
+        ClipLoss(local_loss=True, rank=1, world_size=4)(x, y, 10.0)
     with pytest.raises(ValueError, match=r"logit_bias has shape \(5,\): expected one number"):
         ClipLoss()(x, y, 10.0, torch.zeros(5))
     with pytest.raises(ValueError, match=r"x is \(5, 7\) but y is \(4, 7\)"):

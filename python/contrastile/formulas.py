@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from contrastile import backends
-from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairStats, Rows, SoftmaxWeights
+from contrastile.pairs import Backend, GivenWeights, GradNeeds, PairGrads, PairStats, Rows, SoftmaxWeights
 from contrastile.statistics import (
     by_column,
     col_denominators,
@@ -42,6 +42,13 @@ class Wants(NamedTuple):
 
 
 NOTHING = Wants(False, False, False)
+
+
+def wants_of(inputs: PairInputs) -> Wants:
+    """What autograd will ask for."""
+    if not torch.is_grad_enabled():
+        return NOTHING
+    return Wants(*(t is not None and t.requires_grad for t in inputs[:3]))
 
 
 class Gradients(NamedTuple):
@@ -95,7 +102,7 @@ def pair_gradients(
     inputs: PairInputs,
     weights: GivenWeights | SoftmaxWeights,
     wants: Wants,
-    backend: str,
+    backend: Backend | str,
     stats: bool = False,
 ) -> tuple[Formed, PairGrads]:
     """pair_grad in terms of the inputs, and its other results."""
@@ -137,7 +144,7 @@ def complete(inputs: PairInputs, formed: Formed | None) -> Gradients | None:
     return formed
 
 
-def pair_statistics(inputs: PairInputs, backend: str, columns: bool) -> PairStats:
+def pair_statistics(inputs: PairInputs, backend: Backend | str, columns: bool) -> PairStats:
     with outside_autocast(inputs.x.device):
         return backends.get(backend).pair_stats(inputs.problem(), columns=columns)
 
@@ -186,7 +193,7 @@ def row_gains(inputs: PairInputs, upstream: Tensor, reduction: str, both_directi
 
 
 def info_nce_forward(
-    inputs: PairInputs, symmetric: bool, reduction: str, wants: Wants, backend: str
+    inputs: PairInputs, symmetric: bool, reduction: str, wants: Wants, backend: Backend | str
 ) -> tuple[Tensor, PairStats, Formed | None]:
     gradients = None
     if any(wants) and reduction != "none":
@@ -225,7 +232,7 @@ def info_nce_backward(
 
 
 def gamma_forward(
-    inputs: PairInputs, terms: GammaTerms, reduction: str, wants: Wants, backend: str
+    inputs: PairInputs, terms: GammaTerms, reduction: str, wants: Wants, backend: Backend | str
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Formed | None]:
     """(loss, row_lse, col_lse, logits of the positives, gradients)."""
     with outside_autocast(inputs.x.device):
@@ -299,7 +306,7 @@ def _weight(t: Tensor, cap: bool) -> Tensor:
 
 
 def log_normalizers_forward(
-    inputs: PairInputs, columns: bool, log_multiplier: float, backend: str
+    inputs: PairInputs, columns: bool, log_multiplier: float, backend: Backend | str
 ) -> tuple[Tensor, Tensor | None, PairStats]:
     stats = pair_statistics(inputs, backend, columns)
     multiplier = exp(log_multiplier)
@@ -323,7 +330,7 @@ def log_normalizers_backward(
 # Ranks
 
 
-def retrieval_ranks_forward(inputs: PairInputs, backend: str) -> Tensor:
+def retrieval_ranks_forward(inputs: PairInputs, backend: Backend | str) -> Tensor:
     with outside_autocast(inputs.x.device):
         ranks = backends.get(backend).pair_stats(inputs.problem(), ranks=True).row_rank
     assert ranks is not None

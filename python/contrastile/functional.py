@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from contrastile import autograd, backends, formulas
-from contrastile.formulas import NOTHING, GammaTerms, Wants
+from contrastile.distributed import Group
+from contrastile.distributed import losses as shared_losses
+from contrastile.formulas import NOTHING, GammaTerms, wants_of
 from contrastile.validation import (
     Groups,
     PairInputs,
@@ -40,6 +42,8 @@ def info_nce(
     positives: Tensor | None = None,
     groups: Groups | None = None,
     reduction: str = "mean",
+    group: Group | None = None,
+    exchange: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """InfoNCE over all pairs of a batch, without the N x M matrix.
@@ -61,6 +65,12 @@ def info_nce(
         positives: (N,) integers, the column of each row's positive, default arange(N); distinct if symmetric.
         groups: (row_ids (N,), col_ids (M,)), integers: a pair of equal ids other than the positive is no negative.
         reduction: "mean" or "sum" over rows, or "none".
+        group: process group of torch.distributed whose processes hold the rows of a larger batch: x and y are this
+            process's share, of any number of rows, 0 too; positives are columns of its own y, and ids in groups are
+            compared across processes. The loss is that of the whole batch in every process ("none": of own rows).
+            Its gradient is that of the sum of all processes' losses in own rows and scale, so that the average of
+            DistributedDataParallel is the batch's. Every process makes the same calls; with "none", of backward too.
+        exchange: "gather" or "ring", how the shares meet; default by size. docs/distributed.md says what each costs.
         backend: name of a backend instead of the automatic choice.
 
     Returns:
@@ -68,10 +78,27 @@ def info_nce(
         NaN in x or y gives NaN in every row that meets it.
 
     Raises:
-        ValueError: a shape, a device or a value does not fit, e.g. x is (9, 5) but y is (9, 4).
+        ValueError: a shape, a device or a value does not fit, e.g. x is (9, 5) but y is (9, 4); with a group, also
+            in every process where what must be equal differs, such as the feature dimension.
         TypeError: a dtype does not fit.
-        RuntimeError: the named backend cannot run.
+        RuntimeError: the named backend cannot run; arguments were refused in another process of the group; an
+            exchange failed or timed out.
     """
+    if group is not None:
+        shared = shared_losses.share(
+            "info_nce",
+            lambda: (
+                check_pairs(x, y, scale, positives, groups, both_directions=symmetric, may_be_empty=True),
+                None,
+            ),
+            group,
+            exchange,
+            backend,
+            reduction=reduction,
+            symmetric=symmetric,
+        )
+        return shared_losses.info_nce(shared, symmetric, reduction)
+    _check_alone(exchange)
     check_reduction(reduction)
     inputs = check_pairs(x, y, scale, positives, groups, both_directions=symmetric)
     return _info_nce(inputs, symmetric, reduction, backend)
@@ -83,6 +110,8 @@ def nt_xent(
     *,
     positives: Tensor | None = None,
     reduction: str = "mean",
+    group: Group | None = None,
+    exchange: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """NT-Xent over two views of each sample, without the 2B x 2B matrix (Chen et al. 2020, eq. 1).
@@ -94,8 +123,8 @@ def nt_xent(
         scale: 1 / temperature, above 0: a number, a tensor () or one (2B,) per row. Tensors get a gradient. One
             scale for all rows makes the logits symmetric and costs half of what scales by row do.
         positives: (2B,) integers, the other view of each row, default (i + B) mod 2B: nobody's own, and
-            positives[positives[i]] == i.
-        reduction, backend: as for `info_nce`.
+            positives[positives[i]] == i. With a group, both views of a sample are in one process.
+        reduction, group, exchange, backend: as for `info_nce`.
 
     Returns:
         The loss, () or (2B,), float32, or float64 for float64 inputs. NaN in z gives NaN in every row.
@@ -105,6 +134,17 @@ def nt_xent(
         TypeError: a dtype does not fit.
         RuntimeError: the named backend cannot run.
     """
+    if group is not None:
+        shared = shared_losses.share(
+            "nt_xent",
+            lambda: (check_views(z, scale, positives, may_be_empty=True), None),
+            group,
+            exchange,
+            backend,
+            reduction=reduction,
+        )
+        return shared_losses.info_nce(shared, False, reduction)
+    _check_alone(exchange)
     check_reduction(reduction)
     return _info_nce(check_views(z, scale, positives), False, reduction, backend)
 
@@ -118,6 +158,8 @@ def log_normalizers(
     groups: Groups | None = None,
     columns: bool = True,
     log_multiplier: float = 0.0,
+    group: Group | None = None,
+    exchange: str | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-sum-exp of every row and column of the logits, without the N x M matrix.
@@ -133,7 +175,7 @@ def log_normalizers(
         groups: as for `info_nce`.
         columns: the column log-sum-exps as well.
         log_multiplier: a number of at most 80 in magnitude.
-        backend: as for `info_nce`.
+        group, exchange, backend: as for `info_nce`; every process calls backward too.
 
     Returns:
         row_lse (N,) and col_lse (M,) or None, float32, or float64 for float64 inputs; -inf where nothing is summed.
@@ -141,6 +183,30 @@ def log_normalizers(
     Raises:
         ValueError, TypeError, RuntimeError: as `info_nce` does.
     """
+    if group is not None:
+        shared = shared_losses.share(
+            "log_normalizers",
+            lambda: (
+                check_pairs(
+                    x,
+                    y,
+                    scale,
+                    positives,
+                    groups,
+                    both_directions=columns,
+                    needs_positives=False,
+                    may_be_empty=True,
+                ),
+                None,
+            ),
+            group,
+            exchange,
+            backend,
+            log_multiplier=log_multiplier,
+            columns=columns,
+        )
+        return shared_losses.log_normalizers(shared, columns, log_multiplier)
+    _check_alone(exchange)
     log_multiplier = check_log_multiplier(log_multiplier)
     inputs = check_pairs(x, y, scale, positives, groups, both_directions=columns, needs_positives=False)
     name = backends.resolve(backend, x.device.type, x.dtype)
@@ -149,7 +215,7 @@ def log_normalizers(
             *inputs, columns, log_multiplier, name, __version__
         )
         return row_lse, col_lse if columns else None
-    if not any(_wants(inputs)):
+    if not any(wants_of(inputs)):
         return formulas.log_normalizers_forward(inputs, columns, log_multiplier, name)[:2]
     apply: Any = autograd.LogNormalizersFunction.apply
     row_lse, col_lse = apply(*inputs, columns, log_multiplier, name)
@@ -170,6 +236,8 @@ def gamma_contrastive(
     row_draws: Tensor | None = None,
     col_draws: Tensor | None = None,
     reduction: str = "mean",
+    group: Group | None = None,
+    exchange: str | None = None,
     backend: str | None = None,
 ) -> GammaOutput:
     """Decomposable contrastive loss under given log-weights: one sweep over the pairs, an upper bound of InfoNCE.
@@ -186,7 +254,8 @@ def gamma_contrastive(
     Weights and draws are constants: they get no gradient.
 
     Args:
-        x: anchors, (N, D). y: candidates, (M, D). scale, positives, groups, reduction, backend: as for `info_nce`.
+        x: anchors, (N, D). y: candidates, (M, D). scale, positives, groups, reduction, group, exchange, backend: as
+            for `info_nce`. With a group log_u, log_v and the draws are those of own rows and columns.
         log_u: log-weights of the rows, (N,), floating point: minus an estimate of the row's log-normaliser.
         log_v: log-weights of the columns, (M,); needs N == M and distinct positives.
         log_multiplier: a number of at most 80 in magnitude; each negative counts e^log_multiplier times.
@@ -201,22 +270,41 @@ def gamma_contrastive(
     Raises:
         ValueError, TypeError, RuntimeError: as `info_nce` does.
     """
+
+    def checked(may_be_empty: bool) -> tuple[PairInputs, GammaTerms]:
+        inputs = check_pairs(
+            x, y, scale, positives, groups, both_directions=log_v is not None, may_be_empty=may_be_empty
+        )
+        if col_draws is not None and log_v is None:
+            raise ValueError("col_draws is given without log_v: there is no loss over columns to draw for")
+        rows, cols, like = x.shape[0], y.shape[0], inputs.x
+        return inputs, GammaTerms(
+            log_u=check_vector("log_u", log_u, rows, like),
+            log_v=None if log_v is None else check_vector("log_v", log_v, cols, like),
+            row_draws=None if row_draws is None else check_vector("row_draws", row_draws, rows, like, positive=True),
+            col_draws=None if col_draws is None else check_vector("col_draws", col_draws, cols, like, positive=True),
+            log_multiplier=check_log_multiplier(log_multiplier),
+            cap=cap,
+        )
+
+    if group is not None:
+        shared = shared_losses.share(
+            "gamma_contrastive",
+            lambda: checked(may_be_empty=True),
+            group,
+            exchange,
+            backend,
+            reduction=reduction,
+            log_multiplier=log_multiplier,
+            columns=log_v is not None,
+            cap=cap,
+        )
+        return GammaOutput(*shared_losses.gamma_contrastive(shared, reduction))
+    _check_alone(exchange)
     check_reduction(reduction)
-    log_multiplier = check_log_multiplier(log_multiplier)
-    inputs = check_pairs(x, y, scale, positives, groups, both_directions=log_v is not None)
-    rows, cols = x.shape[0], y.shape[0]
-    if col_draws is not None and log_v is None:
-        raise ValueError("col_draws is given without log_v: there is no loss over columns to draw for")
-    terms = GammaTerms(
-        log_u=check_vector("log_u", log_u, rows, inputs.x),
-        log_v=None if log_v is None else check_vector("log_v", log_v, cols, inputs.x),
-        row_draws=None if row_draws is None else check_vector("row_draws", row_draws, rows, inputs.x, positive=True),
-        col_draws=None if col_draws is None else check_vector("col_draws", col_draws, cols, inputs.x, positive=True),
-        log_multiplier=log_multiplier,
-        cap=cap,
-    )
+    inputs, terms = checked(may_be_empty=False)
     name = backends.resolve(backend, x.device.type, x.dtype)
-    wants = _wants(inputs)
+    wants = wants_of(inputs)
     if torch.compiler.is_compiling():
         loss, row_lse, col_lse, *_ = torch.ops.contrastile.gamma_contrastive(
             *inputs, *terms, reduction, *wants, name, __version__
@@ -230,7 +318,7 @@ def gamma_contrastive(
 
 def _info_nce(inputs: PairInputs, symmetric: bool, reduction: str, backend: str | None) -> Tensor:
     name = backends.resolve(backend, inputs.x.device.type, inputs.x.dtype)
-    wants = _wants(inputs)
+    wants = wants_of(inputs)
     if torch.compiler.is_compiling():
         loss: Tensor = torch.ops.contrastile.info_nce(*inputs, symmetric, reduction, *wants, name, __version__)[0]
         return loss
@@ -241,7 +329,6 @@ def _info_nce(inputs: PairInputs, symmetric: bool, reduction: str, backend: str 
     return loss
 
 
-def _wants(inputs: PairInputs) -> Wants:
-    if not torch.is_grad_enabled():
-        return NOTHING
-    return Wants(*(t is not None and t.requires_grad for t in inputs[:3]))
+def _check_alone(exchange: str | None) -> None:
+    if exchange is not None:
+        raise ValueError(f"exchange is {exchange!r} without a group: there is nothing to exchange")

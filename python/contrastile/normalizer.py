@@ -13,6 +13,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from contrastile.distributed import Group, RowShare
+
 UPDATE_RATE = 0.9
 
 
@@ -26,6 +28,20 @@ class PairBatch(NamedTuple):
     symmetric: bool
     virtual_batch: int  # samples that the batch stands for: Z sums over as many pairs
     backend: str | None
+    share: RowShare | None = None  # of a batch over several processes: x, y and samples are this one's rows
+
+    @property
+    def total(self) -> int:
+        """Rows of the batch, of all processes."""
+        return self.x.shape[0] if self.share is None else self.share.total
+
+    @property
+    def group(self) -> Group | None:
+        return None if self.share is None else self.share.member.group
+
+    @property
+    def exchange(self) -> str | None:
+        return None if self.share is None else self.share.exchange
 
     @property
     def groups(self) -> tuple[Tensor, Tensor] | None:
@@ -39,7 +55,7 @@ class PairBatch(NamedTuple):
     @property
     def log_multiplier(self) -> float:
         """Log of how many negatives each negative of the batch stands for."""
-        negatives = self.x.shape[0] - 1
+        negatives = self.total - 1
         return math.log((self.virtual_batch - 1) / negatives) if negatives > 0 else 0.0
 
     @property
@@ -48,7 +64,11 @@ class PairBatch(NamedTuple):
 
 
 class Normalizer(Protocol):
-    """What the gamma loss needs. Neither call may wait for the device, or have shapes that depend on values."""
+    """What the gamma loss needs. Neither call may wait for the device, or have shapes that depend on values.
+
+    Over a group of processes, `update` is given the values of all of them, in the same order everywhere, beside this
+    process's rows of the batch: what is remembered stays the same in all.
+    """
 
     def estimate(self, index: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
         """log Z of rows and of columns of the samples `index` (B,), (B,) each; -inf where nothing is known yet.

@@ -67,10 +67,14 @@ def check_pairs(
     *,
     both_directions: bool,
     needs_positives: bool = True,
+    may_be_empty: bool = False,
 ) -> PairInputs:
-    """Arguments of anchors against candidates. Default positives: row i's is column i, if they are needed."""
-    _check_embeddings("x", x)
-    _check_embeddings("y", y)
+    """Arguments of anchors against candidates. Default positives: row i's is column i, if they are needed.
+
+    may_be_empty: no rows are a share of a larger batch.
+    """
+    _check_embeddings("x", x, may_be_empty)
+    _check_embeddings("y", y, may_be_empty)
     if x.device != y.device:
         raise ValueError(f"x is on {x.device} but y is on {y.device}: both need the same device")
     if x.dtype != y.dtype:
@@ -99,9 +103,11 @@ def check_pairs(
     return PairInputs(x, y, _check_scale(scale, x), positives, row_groups, col_groups)
 
 
-def check_views(z: Tensor, scale: float | Tensor, positives: Tensor | None) -> PairInputs:
+def check_views(
+    z: Tensor, scale: float | Tensor, positives: Tensor | None, *, may_be_empty: bool = False
+) -> PairInputs:
     """Arguments of a batch against itself."""
-    _check_embeddings("z", z)
+    _check_embeddings("z", z, may_be_empty)
     rows = z.shape[0]
     if positives is None:
         if rows % 2:
@@ -174,14 +180,14 @@ def check_reduction(reduction: str) -> None:
         raise ValueError(f"reduction is {reduction!r}: expected one of {', '.join(map(repr, REDUCTIONS))}")
 
 
-def _check_embeddings(name: str, embeddings: Tensor) -> None:
+def _check_embeddings(name: str, embeddings: Tensor, may_be_empty: bool = False) -> None:
     if not isinstance(embeddings, Tensor):
         raise TypeError(f"{name} is {_kind(embeddings)}: expected a tensor of shape (rows, features)")
     if embeddings.dtype not in EMBEDDING_DTYPES:
         raise TypeError(f"{name} is {embeddings.dtype}: expected float16, bfloat16, float32 or float64")
     if embeddings.dim() != 2:
         raise ValueError(f"{name} has shape {_shape(embeddings)}: expected (rows, features)")
-    if embeddings.shape[0] == 0 or embeddings.shape[1] == 0:
+    if (embeddings.shape[0] == 0 and not may_be_empty) or embeddings.shape[1] == 0:
         raise ValueError(f"{name} is {_shape(embeddings)}: a loss over no rows or no features is undefined")
     if embeddings.layout != torch.strided:
         raise TypeError(f"{name} has layout {embeddings.layout}: expected a dense tensor")
@@ -217,7 +223,7 @@ def _check_positives(positives: Tensor, x: Tensor, cols: int, *, distinct: bool)
                 f"positives holds entries from {positives.min()} to {positives.max()}: "
                 f"expected columns from 0 to {cols - 1}"
             )
-        if distinct and int(torch.bincount(positives.long(), minlength=cols).max()) > 1:
+        if distinct and rows and int(torch.bincount(positives.long(), minlength=cols).max()) > 1:
             what = "a permutation" if rows == cols else "distinct columns"
             raise ValueError(f"positives repeats a column: both directions need {what}")
     return positives.detach().to(torch.int64).contiguous()

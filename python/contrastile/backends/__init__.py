@@ -45,9 +45,11 @@ def available() -> dict[str, str | None]:
     return {name: _unavailable_reason(name) for name in MODULES}
 
 
-def get(name: str) -> Backend:
-    """The backend of this name, known to be available."""
-    return cast(Backend, importlib.import_module(MODULES[name]))
+def get(backend: Backend | str) -> Backend:
+    """The backend of this name, known to be available; what is a backend already, as it is."""
+    if not isinstance(backend, str):
+        return backend
+    return cast(Backend, importlib.import_module(MODULES[backend]))
 
 
 def resolve(backend: str | None, device_type: str, dtype: torch.dtype = torch.float32) -> str:

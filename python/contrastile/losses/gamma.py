@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from contrastile.distributed import Group, RowShare, refusals_told
 from contrastile.draws import GammaDraws
 from contrastile.functional import GammaOutput, gamma_contrastive, log_normalizers
 from contrastile.normalizer import LogNormalizerMemory, Normalizer, PairBatch
+from contrastile.sweeping_normalizers import QueueLogNormalizer
 from contrastile.validation import INTEGER_DTYPES, accumulation_dtype
 
 MODES = ("mixed", "lagged")
@@ -54,10 +57,14 @@ class GammaContrastiveLoss(nn.Module):
         symmetric: both directions, else the rows of x alone.
         virtual_batch: number of samples that a batch stands for, at least 2; default num_samples.
         generator: chooses the seed of the draws; default torch's own, so that torch.manual_seed fixes the run.
-        backend: name of a backend instead of the automatic choice.
+        group: process group whose processes hold the rows of a larger batch, as for `info_nce`. All of them remember
+            what all of them saw, so that their memories stay equal, and seeded alike they draw as one process would.
+            A learned scale is a parameter like any other, whose gradient is to be averaged.
+        exchange, backend: as for `info_nce`.
 
     Raises:
-        ValueError: an option is out of its range, or both update_rate and normalizer are given.
+        ValueError: an option is out of its range, or both update_rate and normalizer are given; a group is given with
+            a QueueLogNormalizer, whose queues would differ between processes.
     """
 
     weight_sums: Tensor
@@ -79,6 +86,8 @@ class GammaContrastiveLoss(nn.Module):
         symmetric: bool = True,
         virtual_batch: int | None = None,
         generator: torch.Generator | None = None,
+        group: Group | None = None,
+        exchange: str | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -89,6 +98,8 @@ class GammaContrastiveLoss(nn.Module):
             normalizer = LogNormalizerMemory(num_samples, columns=symmetric, **rate)
         elif update_rate is not None:
             raise ValueError("update_rate and normalizer are both given: the rate belongs to the default normaliser")
+        if group is not None and isinstance(normalizer, QueueLogNormalizer):
+            raise ValueError("normalizer is a QueueLogNormalizer over a group: queues would differ between processes")
         self.num_samples = num_samples
         self.init_scale = init_scale
         self.max_scale = max_scale
@@ -99,6 +110,8 @@ class GammaContrastiveLoss(nn.Module):
         self.cap = mode == "lagged" if cap is None else cap
         self.symmetric = symmetric
         self.virtual_batch = virtual_batch
+        self.group = group
+        self.exchange = exchange
         self.backend = backend
         self.register_buffer("weight_sums", torch.zeros(2, dtype=torch.int64))  # above one, all
         self.register_buffer("drift", torch.zeros(()))
@@ -120,26 +133,25 @@ class GammaContrastiveLoss(nn.Module):
             TypeError: index holds no integers.
             ValueError, TypeError, RuntimeError: as `gamma_contrastive` does.
         """
-        index = self._checked(x, y, index)
-        rows = x.shape[0]
-        batch = PairBatch(x, y, self._scale(scale), index, self.symmetric, self.virtual_batch, self.backend)
+        with nullcontext() if self.group is None else refusals_told(self.group):
+            index = self._checked(x, y, index)
+            scale = self._scale(scale)
+        share = None if self.group is None else self._share(x.shape[0], index)
+        batch = PairBatch(x, y, scale, index, self.symmetric, self.virtual_batch, self.backend, share)
         if index is None or not self.training:
             return _bound(batch, _log_normalizers(batch)).loss
 
-        remembers = rows > 1
         if self.mode == "mixed":
             found = _log_normalizers(batch)
-            if remembers:
-                self.normalizer.update(index, *found, batch)
+            self._remember(found, batch)
             believed = _filled(self.normalizer.estimate(index, batch), found)
-            loss = _bound(batch, believed, self.cap, *self._draw(rows)).loss
+            loss = _bound(batch, believed, self.cap, *self._draw(batch)).loss
         else:
             believed = _with_first_visits(self.normalizer.estimate(index, batch), batch)
-            loss, row_lse, col_lse = _bound(batch, believed, self.cap, *self._draw(rows))
+            loss, row_lse, col_lse = _bound(batch, believed, self.cap, *self._draw(batch))
             found = row_lse, col_lse
-            if remembers:
-                self.normalizer.update(index, *found, batch)
-        self._note(believed, found)
+            self._remember(found, batch)
+        self._note(believed, found, batch)
         return loss
 
     def stats(self) -> dict[str, Tensor]:
@@ -168,18 +180,45 @@ class GammaContrastiveLoss(nn.Module):
                 self.log_scale.clamp_(max=math.log(self.max_scale))
         return self.log_scale.exp()
 
-    def _draw(self, rows: int) -> tuple[Tensor | None, Tensor | None]:
+    def _share(self, rows: int, index: Tensor | None) -> RowShare:
+        options = {
+            "training": self.training,
+            "index": index is not None,
+            "mode": self.mode,
+            "columns": self.symmetric,
+            "virtual_batch": self.virtual_batch,
+        }
+        return RowShare.of("GammaContrastiveLoss", self.group, self.exchange, rows, **options)
+
+    def _remember(self, found: LogNormalizers, batch: PairBatch) -> None:
+        rows, cols = found
+        index = cast(Tensor, batch.samples)
+        if batch.total == 1:
+            return
+        if batch.share is not None:
+            index, rows = batch.share.gathered(index), batch.share.gathered(rows)
+            cols = None if cols is None else batch.share.gathered(cols)
+        self.normalizer.update(index, rows, cols, batch)
+
+    def _draw(self, batch: PairBatch) -> tuple[Tensor | None, Tensor | None]:
         if self.draws is None:
             return None, None
+        rows = batch.total
         drawn = self.draws(2 * rows if self.symmetric else rows)
-        return drawn[:rows], drawn[rows:] if self.symmetric else None
+        own = slice(0, rows) if batch.share is None else batch.share.own
+        return drawn[:rows][own], drawn[rows:][own] if self.symmetric else None
 
     @torch.no_grad()
-    def _note(self, believed: LogNormalizers, found: LogNormalizers) -> None:
+    def _note(self, believed: LogNormalizers, found: LogNormalizers, batch: PairBatch) -> None:
         pairs = zip(found, believed, strict=True)
         gaps = torch.cat([new - old for new, old in pairs if new is not None and old is not None])
-        self.drift.copy_(gaps.mean())
-        self.weight_sums.add_(torch.stack([(gaps > ROUNDING).sum(), torch.full_like(self.weight_sums[0], len(gaps))]))
+        above, count = (gaps > ROUNDING).sum(), torch.full_like(self.weight_sums[0], len(gaps))
+        if batch.share is None:
+            self.drift.copy_(gaps.mean())
+        else:
+            total, above, count = batch.share.summed(torch.stack([gaps.sum(), above.to(gaps), count.to(gaps)])).unbind()
+            self.drift.copy_(total / count)
+        self.weight_sums.add_(torch.stack([above, count]).long())
 
     def _checked(self, x: Tensor, y: Tensor, index: Tensor | None) -> Tensor | None:
         if not isinstance(x, Tensor) or not isinstance(y, Tensor):
@@ -227,6 +266,8 @@ def _bound(
         cap=cap,
         row_draws=row_draws,
         col_draws=col_draws,
+        group=batch.group,
+        exchange=batch.exchange,
         backend=batch.backend,
     )
 
@@ -241,6 +282,8 @@ def _log_normalizers(batch: PairBatch) -> LogNormalizers:
         groups=batch.groups,
         columns=batch.symmetric,
         log_multiplier=batch.log_multiplier,
+        group=batch.group,
+        exchange=batch.exchange,
         backend=batch.backend,
     )
 
@@ -257,13 +300,18 @@ def _filled(known: LogNormalizers, fresh: LogNormalizers) -> LogNormalizers:
 def _with_first_visits(known: LogNormalizers, batch: PairBatch) -> LogNormalizers:
     """The batch's own log-normalisers where nothing is known: a sweep, if there is such a place."""
     if not torch.compiler.is_compiling():
-        if batch.x.device.type == "cpu" and not bool((known[0] == -torch.inf).any()):
+        if batch.x.device.type == "cpu" and not _any_unknown(known[0], batch):
             return known
         return _filled(known, _log_normalizers(batch))
     scale = torch.as_tensor(batch.scale, dtype=accumulation_dtype(batch.x.dtype), device=batch.x.device)
     detached = batch._replace(x=batch.x.detach(), y=batch.y.detach(), scale=scale.detach())
-    rows, cols = torch.ops.contrastile.with_first_visits(*known, *detached)
+    rows, cols = torch.ops.contrastile.with_first_visits(*known, *detached[:-1])
     return rows, cols if batch.symmetric else None
+
+
+def _any_unknown(known: Tensor, batch: PairBatch) -> bool:
+    unknown = (known == -torch.inf).sum()
+    return bool(unknown if batch.share is None else batch.share.summed(unknown))
 
 
 # Whether some sample is new depends on values, on which a compiled graph cannot branch: to it this is one op.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
+from contrastile.distributed import Group, default_group, refusals_told
 from contrastile.functional import log_normalizers, nt_xent
 from contrastile.validation import accumulation_dtype
 
@@ -15,7 +17,7 @@ from contrastile.validation import accumulation_dtype
 class NTXentLoss(nn.Module):
     """Normalised temperature-scaled cross entropy of two views, without the matrix of their similarities.
 
-    Takes the place of NTXentLoss of lightly 1.6 in a single process. Without a bank every other view of the batch is
+    Takes the place of NTXentLoss of lightly 1.6. Without a bank every other view of the batch is
     a negative (Chen et al. 2020, eq. 1). With one, out0 is told from the bank's entries only (He et al. 2020, eq. 1):
 
         l_i = log( exp(s_i,pos) + sum_k exp(s_ik) ) - s_i,pos = softplus( log sum_k exp(s_ik) - s_i,pos )
@@ -23,8 +25,10 @@ class NTXentLoss(nn.Module):
     Args:
         temperature: above 0.
         memory_bank_size: (entries, dim) of the bank, or 0 for none.
-        gather_distributed: negatives of all processes; only one process is supported yet.
-        backend: name of a backend instead of the automatic choice.
+        gather_distributed: negatives of all processes, where there are several: the loss is that of the whole batch,
+            see `nt_xent`. Not with a memory bank, whose entries would differ between processes.
+        group: process group to take instead of the default one; means gather_distributed.
+        exchange, backend: as for `nt_xent`.
 
     Raises:
         ValueError: temperature is not above 0, memory_bank_size is neither 0 nor two numbers, or gather_distributed
@@ -37,6 +41,8 @@ class NTXentLoss(nn.Module):
         memory_bank_size: int | Sequence[int] = 0,
         gather_distributed: bool = False,
         *,
+        group: Group | None = None,
+        exchange: str | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -47,6 +53,8 @@ class NTXentLoss(nn.Module):
         self.temperature = temperature
         self.gather_distributed = gather_distributed
         self.memory_bank = MemoryBank(memory_bank_size)
+        self.group = group
+        self.exchange = exchange
         self.backend = backend
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
@@ -59,26 +67,35 @@ class NTXentLoss(nn.Module):
 
         Raises:
             ValueError: the shapes differ, or D is not the bank's dim.
-            NotImplementedError: gather_distributed with more than one process.
+            NotImplementedError: several processes and a memory bank.
             TypeError, RuntimeError: as `nt_xent` does.
         """
-        if out0.dim() != 2 or out0.shape != out1.shape:
-            raise ValueError(f"out0 is {tuple(out0.shape)} and out1 is {tuple(out1.shape)}: expected (B, D) each")
-        if self.gather_distributed and distributed.is_initialized() and distributed.get_world_size() > 1:
-            raise NotImplementedError(
-                f"gather_distributed with {distributed.get_world_size()} processes: NTXentLoss does not gather "
-                "views across processes yet; gather_distributed=False keeps to each process's own negatives"
-            )
-        view0, view1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
+        group = self.group
+        if group is None and self.gather_distributed and distributed.is_initialized():
+            processes = distributed.get_world_size()
+            group = default_group(processes) if processes > 1 else None
+        with nullcontext() if group is None else refusals_told(group):
+            view0, view1 = self._views(out0, out1, group)
         scale = 1 / self.temperature
         if self.memory_bank.size[0] == 0:
-            return nt_xent(torch.cat([view0, view1]), scale, backend=self.backend)
+            views = torch.cat([view0, view1])
+            return nt_xent(views, scale, group=group, exchange=self.exchange, backend=self.backend)
         negatives = self.memory_bank(view1, update=out0.requires_grad).to(view0.dtype)
         negative, _ = log_normalizers(view0, negatives, scale, columns=False, backend=self.backend)
         dtype = accumulation_dtype(view0.dtype)
         positive = scale * (view0.to(dtype) * view1.to(dtype)).sum(1)
         # Linear where float64 no longer tells the difference; the default of 20 is too early for it.
         return F.softplus(negative - positive, threshold=40).mean()
+
+    def _views(self, out0: Tensor, out1: Tensor, group: Group | None) -> tuple[Tensor, Tensor]:
+        if out0.dim() != 2 or out0.shape != out1.shape:
+            raise ValueError(f"out0 is {tuple(out0.shape)} and out1 is {tuple(out1.shape)}: expected (B, D) each")
+        if group is not None and self.memory_bank.size[0]:
+            raise NotImplementedError(
+                f"memory_bank_size {self.memory_bank.size} over a group: the bank would have to take in the views of "
+                "all processes; gather_distributed=False keeps to each process's own"
+            )
+        return F.normalize(out0, dim=1), F.normalize(out1, dim=1)
 
 
 class MemoryBank(nn.Module):

@@ -23,13 +23,12 @@ from torch import Tensor, distributed, nn
 
 from contrastile import backends
 from contrastile.autograd import Saved, differentiable_once
+from contrastile.distributed import Group, summed_over
 from contrastile.formulas import outside_autocast
 from contrastile.structure.row_pass import DotProducts, row_pass
 from contrastile.validation import accumulation_dtype, check_alike, check_number, check_vector
 
 __all__ = ["GeometricConsistencyLoss", "geometric_consistency"]
-
-Group = Any  # torch.distributed.ProcessGroup, which not every torch has
 
 
 def geometric_consistency(
@@ -92,7 +91,7 @@ def geometric_consistency(
             loss = loss + _consistency(t, t_aug, roots, in_weight, 0.0, group)
             gain = torch.ones_like(v[:, 0], dtype=count.dtype) if roots is None else roots.square()
             positives = row_pass(DotProducts(difference=True), (v, t, v_aug, t_aug), gain, "sum", backend)
-            loss = loss + cross_weight * _summed_over(positives, group)
+            loss = loss + cross_weight * summed_over(positives, group)
         return loss / count
 
 
@@ -303,26 +302,3 @@ def _chunks(v: Tensor) -> Iterator[slice]:
     entries = backends.workspace_bytes() // accumulation_dtype(v.dtype).itemsize
     size = max(1, entries // (16 * v.shape[1]))
     return (slice(first, first + size) for first in range(0, len(v), size))
-
-
-def _summed_over(local: Tensor, group: Group | None) -> Tensor:
-    if group is None:
-        return local
-    apply: Any = _SumFunction.apply
-    total: Tensor = apply(local, group)
-    return total
-
-
-class _SumFunction(torch.autograd.Function):
-    """apply(local, group) -> the sum over all processes, which all differentiate alike."""
-
-    @staticmethod
-    def forward(ctx: Any, local: Tensor, group: Any) -> Tensor:
-        ctx.processes = distributed.get_world_size(group)
-        total = local.clone()
-        distributed.all_reduce(total, group=group)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> Any:
-        return ctx.processes * upstream, None

@@ -1,0 +1,51 @@
+"""Losses over a group are those of one process, in float64, whatever the world's size, the shares and the exchange."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+from distributed_cases import ALL_CASES, EXCHANGES, SHARES, evaluate, in_processes, joined
+from support import error, largest
+from torch import distributed
+
+EXACT = 1e-12
+
+
+def all_cases(world, rank):
+    group = distributed.group.WORLD
+    return {
+        (name, sizes, exchange): evaluate(name, sizes, rank, group=group, exchange=exchange)
+        for name in ALL_CASES
+        for sizes in SHARES[world]
+        for exchange in EXCHANGES
+    }
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    worlds = {}
+
+    def of(world):
+        if world not in worlds:
+            worlds[world] = in_processes(world, partial(all_cases, world), tmp_path_factory.mktemp(f"world{world}"))
+        return worlds[world]
+
+    return of
+
+
+def assert_equal(ours, truth):
+    assert ours.keys() == truth.keys()
+    for key, value in truth.items():
+        allowed = EXACT * max(1, largest(value))
+        assert ours[key].shape == value.shape, f"{key}: {ours[key].shape}, expected {value.shape}"
+        assert error(ours[key], value) <= allowed, f"{key}: error {error(ours[key], value):.3g}, allowed {allowed:.3g}"
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("name", ALL_CASES)
+@pytest.mark.parametrize("world", SHARES)
+def test_values_and_gradients_are_those_of_one_process(found, world, name, exchange):
+    for sizes in SHARES[world]:
+        ours = joined(name, [results[name, sizes, exchange] for results in found(world)])
+        assert_equal(ours, evaluate(name, sizes, None))
