@@ -46,9 +46,17 @@ class PairBatch(NamedTuple):
     def log_count(self) -> float:
         return math.log(self.virtual_batch)
 
+    @property
+    def log_negatives(self) -> float:
+        return math.log(self.virtual_batch - 1)
+
 
 class Normalizer(Protocol):
-    """What the gamma loss needs. Neither call may wait for the device, or have shapes that depend on values."""
+    """What the gamma loss needs. Neither call may wait for the device, or have shapes that depend on values.
+
+    One whose attribute `needs_index` is False trains without an index too: then every row is a sample of its own, and
+    index is arange(B).
+    """
 
     def estimate(self, index: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
         """log Z of rows and of columns of the samples `index` (B,), (B,) each; -inf where nothing is known yet.
@@ -69,6 +77,8 @@ class BatchLogNormalizer(nn.Module):
     For streams without an index, and the control that tells what a memory adds. Mode "mixed" only: with "lagged" every
     visit is a first one, and costs its fourth product.
     """
+
+    needs_index = False
 
     def estimate(self, index: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
         """-inf: unknown, so that the loss takes what the batch has."""
@@ -168,11 +178,17 @@ class LogNormalizerMemory(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogNormalizerMemory:
         # `model.half()` reaches the buffers of its losses too, and 16 bits would stop a slow average from moving.
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+        return super()._apply(same_dtype(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
 
-        return super()._apply(move, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+def same_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What `fn` does to a tensor's device alone."""
+
+    def move(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+    return move
 
 
 def log_mean_of_equals(index: Tensor, values: Tensor) -> Tensor:

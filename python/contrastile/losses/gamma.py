@@ -111,7 +111,8 @@ class GammaContrastiveLoss(nn.Module):
 
         Args:
             x, y: the two sides of B pairs, (B, D) each, used as given: normalise them first.
-            index: which samples these are, (B,) integers from 0 to num_samples - 1.
+            index: which samples these are, (B,) integers from 0 to num_samples - 1. May be None with a normaliser that
+                needs none: then all rows are samples of their own.
             scale: 1 / temperature, a number or a tensor () that gets its gradient; default the loss's own.
 
         Raises:
@@ -187,9 +188,11 @@ class GammaContrastiveLoss(nn.Module):
         if x.dim() != 2 or x.shape[:1] != y.shape[:1]:
             raise ValueError(f"x is {tuple(x.shape)} but y is {tuple(y.shape)}: expected (B, D) each, a row per sample")
         if index is None:
-            if self.training:
+            if not self.training:
+                return None
+            if getattr(self.normalizer, "needs_index", True):
                 raise ValueError("index is None: training needs the index of every row's sample")
-            return None
+            return torch.arange(x.shape[0], device=x.device)
         if not isinstance(index, Tensor) or index.dtype not in INTEGER_DTYPES:
             kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
             raise TypeError(f"index is {kind}: expected an integer tensor of shape ({x.shape[0]},)")
