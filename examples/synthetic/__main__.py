@@ -49,7 +49,9 @@ def main() -> None:
     methods = options.methods
     cells = [*headline(methods)] if options.headline else [*more_samples(methods), *sweep(methods)]
     if options.setting:
-        cells = [c for c in cells if [c.noise, c.temperature, c.batch] == options.setting and c.steps == 1500]
+        cells = [c for c in sweep(methods) if [c.noise, c.temperature, c.batch] == options.setting]
+        if not cells:
+            parser.error(f"--setting {options.setting} is no cell of the sweep: see examples/synthetic/cells.py")
     rows = []
     for cell in track(cells, "training"):
         problem = Problem(options.runs, cell.samples, cell.noise)
