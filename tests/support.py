@@ -309,6 +309,10 @@ def open_clip_loss() -> type:
     return _load("open_clip_loss", _file_of("open_clip", "loss.py")).ClipLoss
 
 
+def libauc_losses() -> types.ModuleType:
+    return _load("libauc_contrastive", _file_of("libauc", "losses/contrastive.py"))
+
+
 class _NoMemoryBank(torch.nn.Module):
     """lightly's memory bank of size 0: hands the batch back and has no negatives of its own."""
 

@@ -287,8 +287,20 @@ def test_a_group_in_a_traced_function_is_refused(monkeypatch):
         ct.info_nce(features(0), features(1), 3.0, group="world")
 
 
-def test_queue_of_a_process_is_refused_over_a_group():
+def test_what_keeps_a_process_s_embeddings_is_refused_over_a_group():
+    from contrastile.prototypes import PrototypeLogNormalizer
     from contrastile.sweeping_normalizers import QueueLogNormalizer
 
-    with pytest.raises(ValueError, match="QueueLogNormalizer over a group"):
-        ct.GammaContrastiveLoss(20, normalizer=QueueLogNormalizer(8, 5), group="world")
+    for normalizer in (QueueLogNormalizer(8, 5), PrototypeLogNormalizer(3, 5)):
+        with pytest.raises(ValueError, match=f"{type(normalizer).__name__} over a group: it would differ"):
+            ct.GammaContrastiveLoss(20, normalizer=normalizer, group="world")
+
+
+def test_rows_without_an_index_are_refused_over_a_group():
+    """Each process would number its rows from 0: they would count as one sample."""
+    from contrastile.normalizer import BatchLogNormalizer
+
+    loss = ct.GammaContrastiveLoss(20, normalizer=BatchLogNormalizer())
+    loss.group = "world"
+    with pytest.raises(ValueError, match="index is None"):
+        loss._checked(features(0), features(1), None)

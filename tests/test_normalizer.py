@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from contrastile.normalizer import BatchLogNormalizer, LogNormalizerMemory, PairBatch, log_mean_of_equals
+from contrastile.normalizer import (
+    BatchLogNormalizer,
+    LogNormalizerMemory,
+    PairBatch,
+    StochasticLogNormalizerMemory,
+    log_mean_of_equals,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -204,6 +210,52 @@ def test_visits_at_several_temperatures_average_in_the_domain_of_z():
 def test_eight_bytes_a_sample_hold_both_sides():
     memory = LogNormalizerMemory(1000)
     assert sum(buffer.nbytes for buffer in memory.buffers() if buffer.dim()) == 8000
+
+
+# Stochastic approximation
+
+
+def visits_on_fixed_embeddings(memory, steps, samples=60, rows=8, scale=4.0):
+    """exp(v) Z of every sample before each visit, (visits,), and log Z, float64, against the estimates at the end."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.nn.functional.normalize(torch.randn(samples, 5, generator=generator).double(), dim=1) for _ in "xy")
+    logits = scale * x @ y.T
+    truth, seen = torch.stack([logits.logsumexp(1), logits.logsumexp(0)]), []
+    for step in range(steps):
+        index = torch.randperm(samples, generator=generator)[:rows]
+        own = logits[index][:, index] + torch.tensor((samples - 1) / (rows - 1)).log() * (1 - torch.eye(rows))
+        known = torch.stack(memory.estimate(index, at_scale(scale, samples)))
+        if step > steps // 4:
+            seen.append((truth[:, index] - known).exp())
+        memory.update(index, own.logsumexp(1), own.logsumexp(0), at_scale(scale, samples))
+    everything = torch.stack(memory.estimate(torch.arange(samples), at_scale(scale, samples)))
+    return torch.cat(seen, 1), (everything - truth).square().mean().sqrt()
+
+
+def test_stochastic_approximation_has_the_right_weights_on_average_and_an_average_has_not():
+    ours, _ = visits_on_fixed_embeddings(StochasticLogNormalizerMemory(60, update_rate=0.3), 700)
+    averaged, _ = visits_on_fixed_embeddings(LogNormalizerMemory(60, update_rate=0.3), 700)
+    assert abs(ours.mean() - 1) < 0.02
+    assert averaged.mean() > 1.04
+
+
+def test_stochastic_approximation_converges_to_log_z_as_its_rate_falls():
+    errors = [
+        visits_on_fixed_embeddings(StochasticLogNormalizerMemory(60, update_rate=rate), steps)[1]
+        for rate, steps in ((0.5, 150), (0.05, 800))
+    ]
+    assert 3 * errors[1] < errors[0], errors
+    assert errors[1] < 0.15
+
+
+@pytest.mark.parametrize("found", [-50.0, 3.0, 200.0])
+def test_no_step_of_stochastic_approximation_leads_past_what_the_batch_found(found):
+    memory, index = StochasticLogNormalizerMemory(1, update_rate=0.9, columns=False), torch.tensor([0])
+    memory.update(index, torch.tensor([2.5]), None, UNIT)
+    memory.update(index, torch.tensor([found]), None, UNIT)
+    moved = memory.estimate(index, UNIT)[0].item()
+    assert min(2.5, found) <= moved <= max(2.5, found)
+    assert moved == pytest.approx({-50.0: 1.6, 3.0: 3.0, 200.0: 200.0}[found], abs=1e-5)
 
 
 # Without a memory

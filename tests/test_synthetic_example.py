@@ -10,7 +10,8 @@ from contrastile.losses import GammaContrastiveLoss
 from examples.synthetic.__main__ import report
 from examples.synthetic.cells import HEADLINE, headline
 from examples.synthetic.figure import draw
-from examples.synthetic.methods import METHODS, Gamma
+from examples.synthetic.methods import Gamma
+from examples.synthetic.named import METHODS
 from examples.synthetic.problem import LATENT, WIDTH, Problem, canonical_correlations
 from examples.synthetic.train import Cell, measure, train
 

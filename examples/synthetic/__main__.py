@@ -13,6 +13,7 @@ from rich.progress import track
 from rich.table import Table
 
 from examples.synthetic.cells import headline, more_samples, sweep
+from examples.synthetic.named import METHODS, SWEPT
 from examples.synthetic.problem import Problem
 from examples.synthetic.train import measure
 
@@ -26,11 +27,31 @@ def main() -> None:
         action="store_true",
         help="only the cell of the claim, and the full batch beside it: a few minutes",
     )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=[*SWEPT],
+        metavar="NAME",
+        help="which losses; default those of the committed results, of: " + "; ".join(METHODS),
+    )
+    parser.add_argument(
+        "--setting",
+        nargs=3,
+        type=float,
+        metavar=("NOISE", "TEMPERATURE", "BATCH"),
+        help="only this cell of the sweep",
+    )
     parser.add_argument("--runs", type=int, default=10, help="initialisations of every cell (default 10)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="results, JSON (default %(default)s)")
     parser.add_argument("--figure", type=Path, help="draw the results here")
     options = parser.parse_args()
-    cells = [*headline()] if options.headline else [*more_samples(), *sweep()]
+    methods = options.methods
+    cells = [*headline(methods)] if options.headline else [*more_samples(methods), *sweep(methods)]
+    if options.setting:
+        cells = [c for c in sweep(methods) if [c.noise, c.temperature, c.batch] == options.setting]
+        if not cells:
+            parser.error(f"--setting {options.setting} is no cell of the sweep: see examples/synthetic/cells.py")
     rows = []
     for cell in track(cells, "training"):
         problem = Problem(options.runs, cell.samples, cell.noise)

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 from contrastile.bench.plot import COLOURS, MARKERS
 
 from examples.synthetic.cells import HEADLINE, MORE_SAMPLES
-from examples.synthetic.methods import METHODS
+from examples.synthetic.named import METHODS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Row = dict[str, Any]
-STYLE = {name: (COLOURS[i], MARKERS[i]) for i, name in enumerate(METHODS)}
+STYLE = {
+    name: (COLOURS[i % len(COLOURS)], MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]) for i, name in enumerate(METHODS)
+}
 
 
 def draw(rows: list[Row], picture: Path) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from examples.synthetic.methods import METHODS
+from examples.synthetic.methods import Step
+from examples.synthetic.named import METHODS
 from examples.synthetic.problem import Outcome, Problem, embed
 
 
@@ -36,11 +37,11 @@ def train(cell: Cell, problem: Problem) -> torch.Tensor:
         if len(order) < cell.batch:
             order = torch.randperm(cell.samples, generator=generator)
         index, order = order[: cell.batch], order[cell.batch :]
-        anchors, candidates = embed((x[index], y[index]), encoders)
-        logits = scale * (anchors @ candidates.mT)
-        coefficients = method.coefficients(logits.detach(), index, scale)
+        sides = x[index], y[index]
+        embedded = torch.stack(embed(sides, encoders))
+        gradients = method.gradients(Step(sides, encoders, embedded.detach(), index, scale))
         optimizer.zero_grad()
-        logits.backward(coefficients / cell.batch)
+        embedded.backward(gradients / cell.batch)
         optimizer.step()
         schedule.step()
     return encoders.detach()

@@ -62,12 +62,19 @@ class PairBatch(NamedTuple):
     def log_count(self) -> float:
         return math.log(self.virtual_batch)
 
+    @property
+    def log_negatives(self) -> float:
+        return math.log(self.virtual_batch - 1)
+
 
 class Normalizer(Protocol):
     """What the gamma loss needs. Neither call may wait for the device, or have shapes that depend on values.
 
     Over a group of processes, `update` is given the values of all of them, in the same order everywhere, beside this
     process's rows of the batch: what is remembered stays the same in all.
+
+    One whose attribute `needs_index` is False trains without an index too: then every row is a sample of its own, and
+    index is arange(B).
     """
 
     def estimate(self, index: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
@@ -89,6 +96,8 @@ class BatchLogNormalizer(nn.Module):
     For streams without an index, and the control that tells what a memory adds. Mode "mixed" only: with "lagged" every
     visit is a first one, and costs its fourth product.
     """
+
+    needs_index = False
 
     def estimate(self, index: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
         """-inf: unknown, so that the loss takes what the batch has."""
@@ -165,14 +174,18 @@ class LogNormalizerMemory(nn.Module):
         found = row_lse[None] if col_lse is None else torch.stack([row_lse, col_lse])
         found = log_mean_of_equals(index, found.to(self.level.dtype))
         old = self.level[:, index]
-        kept_share = math.log1p(-self.update_rate) if self.update_rate < 1 else -math.inf
-        moved = torch.logaddexp(self._log_z(old, batch) + kept_share, found + math.log(self.update_rate))
+        moved = self._moved(self._log_z(old, batch), found)
         level = (torch.where(old == -torch.inf, found, moved) - batch.log_count) / batch.fixed_scale
         usable = (found.isfinite() & level.isfinite()).all(0)
         # Equal indices carry equal values by now, so the order of these writes does not matter.
         self.level.index_copy_(1, index, torch.where(usable, level.to(old.dtype), old))
         self.visits.add_(usable.sum())
         self.rejected.add_((~usable).sum())
+
+    def _moved(self, log_z: Tensor, found: Tensor) -> Tensor:
+        """log Z of known samples after a visit that found `found`, (sides, B) each."""
+        kept_share = math.log1p(-self.update_rate) if self.update_rate < 1 else -math.inf
+        return torch.logaddexp(log_z + kept_share, found + math.log(self.update_rate))
 
     def _log_z(self, level: Tensor, batch: PairBatch) -> Tensor:
         log_z = (level * batch.fixed_scale).to(level.dtype) + batch.log_count
@@ -188,11 +201,37 @@ class LogNormalizerMemory(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogNormalizerMemory:
         # `model.half()` reaches the buffers of its losses too, and 16 bits would stop a slow average from moving.
-        def move(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+        return super()._apply(same_dtype(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
 
-        return super()._apply(move, recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+class StochasticLogNormalizerMemory(LogNormalizerMemory):
+    """The log-weight v = -log Z of a sample by stochastic approximation, in place of an average of Z:
+
+        v  <-  v - rate (exp(v) Z_batch - 1)
+
+    a step down the slope of v's bound, exp(v) Z - v - 1. At rest E exp(v) = 1 / Z, so that weights are right on
+    average, where the inverse of an averaged Z is too large on average (Jensen); derived here. No step leads past
+    Z_batch, which only steps from a Z_batch many times Z would. Use mode="lagged" and cap=False: a weight that takes
+    its own batch in, or is capped, is not right on average. A sample's log Z falls by `rate` nats a visit at most, so
+    that it lags behind encoders that move.
+
+    Buffers, arguments and errors: as `LogNormalizerMemory`.
+    """
+
+    def _moved(self, log_z: Tensor, found: Tensor) -> Tensor:
+        gap = found - log_z
+        step = self.update_rate * torch.expm1(gap)
+        return log_z + torch.where(gap > 0, step.minimum(gap), step.maximum(gap))
+
+
+def same_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What `fn` does to a tensor's device alone."""
+
+    def move(tensor: Tensor) -> Tensor:
+        moved = fn(tensor)
+        return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+    return move
 
 
 def log_mean_of_equals(index: Tensor, values: Tensor) -> Tensor:

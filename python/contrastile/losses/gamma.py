@@ -13,11 +13,13 @@ from contrastile.distributed import Group, RowShare, refusals_told
 from contrastile.draws import GammaDraws
 from contrastile.functional import GammaOutput, gamma_contrastive, log_normalizers
 from contrastile.normalizer import LogNormalizerMemory, Normalizer, PairBatch
+from contrastile.prototypes import PrototypeLogNormalizer
 from contrastile.sweeping_normalizers import QueueLogNormalizer
 from contrastile.validation import INTEGER_DTYPES, accumulation_dtype
 
 MODES = ("mixed", "lagged")
 DRAWS = ("gamma", "mean")
+OF_OWN_EMBEDDINGS = (PrototypeLogNormalizer, QueueLogNormalizer)  # which processes of a group do not exchange
 
 ROUNDING = 1e-3  # a sum of weights that exceeds one by less does not count as above it
 
@@ -64,7 +66,7 @@ class GammaContrastiveLoss(nn.Module):
 
     Raises:
         ValueError: an option is out of its range, or both update_rate and normalizer are given; a group is given with
-            a QueueLogNormalizer, whose queues would differ between processes.
+            a QueueLogNormalizer or PrototypeLogNormalizer, whose embeddings would differ between processes.
     """
 
     weight_sums: Tensor
@@ -98,8 +100,9 @@ class GammaContrastiveLoss(nn.Module):
             normalizer = LogNormalizerMemory(num_samples, columns=symmetric, **rate)
         elif update_rate is not None:
             raise ValueError("update_rate and normalizer are both given: the rate belongs to the default normaliser")
-        if group is not None and isinstance(normalizer, QueueLogNormalizer):
-            raise ValueError("normalizer is a QueueLogNormalizer over a group: queues would differ between processes")
+        if group is not None and isinstance(normalizer, OF_OWN_EMBEDDINGS):
+            name = type(normalizer).__name__
+            raise ValueError(f"normalizer is a {name} over a group: it would differ between processes")
         self.num_samples = num_samples
         self.init_scale = init_scale
         self.max_scale = max_scale
@@ -124,7 +127,8 @@ class GammaContrastiveLoss(nn.Module):
 
         Args:
             x, y: the two sides of B pairs, (B, D) each, used as given: normalise them first.
-            index: which samples these are, (B,) integers from 0 to num_samples - 1.
+            index: which samples these are, (B,) integers from 0 to num_samples - 1. May be None with a normaliser that
+                needs none, except over a group: then all rows are samples of their own.
             scale: 1 / temperature, a number or a tensor () that gets its gradient; default the loss's own.
 
         Raises:
@@ -226,9 +230,11 @@ class GammaContrastiveLoss(nn.Module):
         if x.dim() != 2 or x.shape[:1] != y.shape[:1]:
             raise ValueError(f"x is {tuple(x.shape)} but y is {tuple(y.shape)}: expected (B, D) each, a row per sample")
         if index is None:
-            if self.training:
+            if not self.training:
+                return None
+            if getattr(self.normalizer, "needs_index", True) or self.group is not None:
                 raise ValueError("index is None: training needs the index of every row's sample")
-            return None
+            return torch.arange(x.shape[0], device=x.device)
         if not isinstance(index, Tensor) or index.dtype not in INTEGER_DTYPES:
             kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
             raise TypeError(f"index is {kind}: expected an integer tensor of shape ({x.shape[0]},)")
