@@ -72,7 +72,8 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.dev $(VENV)/.bench: $(VENV)/.%: $(VENV)/.pa
 	@touch $@
 
 # Other implementations to compare with. One that cannot be installed is reported, and its tests skip.
-$(VENV)/.rivals: RIVALS := "--no-deps open_clip_torch>=3.3" "--no-deps lightly>=1.6" "--no-deps libauc>=2.0.1" "sentence-transformers>=6.2" "pykeops>=2.3"
+$(VENV)/.rivals: RIVALS := "--no-deps open_clip_torch>=3.3" "--no-deps lightly>=1.6" "--no-deps libauc>=2.0.1" \
+    "sentence-transformers>=6.2" "pytorch-metric-learning>=2.9" "pykeops>=2.3"
 $(VENV)/.gpu-rivals: RIVALS := "--no-deps memeff>=0.3.1" "--no-deps inf_cl>=1.2.1"
 $(VENV)/.rivals $(VENV)/.gpu-rivals: $(VENV)/.package
 	@echo "installing the implementations that contrastile is compared with into $(VENV)"
