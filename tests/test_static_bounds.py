@@ -9,7 +9,7 @@ triton = pytest.importorskip("triton")
 import torch  # noqa: E402
 import triton.language as tl  # noqa: E402
 from contrastile.backends.triton_launches import launch_options  # noqa: E402
-from contrastile.bench.static import bounds, cuda, disassembly, instructions, matrix, rates, report, table  # noqa: E402
+from contrastile.bench.static import bounds, cuda, disassembly, instructions, launches, matrix, rates, report, table  # noqa: E402
 from contrastile.bench.static.compile import Buffer, compile_kernel  # noqa: E402
 from contrastile.bench.static.matrix import (  # noqa: E402
     TARGETS,
@@ -185,7 +185,7 @@ def test_a_plain_product_counts_its_own_flop_and_bytes(target):
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_the_fused_kernel_counts_a_tile_and_its_atomic_additions(target):
     configuration = Configuration(target, "fused", "bf16", 64)
-    found, plan = matrix.bound(configuration), configuration.plan
+    found, plan = launches.bound(configuration), configuration.plan
     tile_flop = 3 * 2 * plan.block_rows * plan.block_cols * 64
     assert found.work.matrix == pytest.approx(tile_flop, rel=1e-6)
     assert found.work.exponentials >= plan.block_rows * plan.block_cols
