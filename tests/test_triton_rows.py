@@ -107,7 +107,7 @@ def test_a_step_passes_over_its_rows_as_seldom_as_it_can(kind, form, dtype, monk
         def __getitem__(self, grid):
             return lambda *tensors, **_: passes.add(self.name, *tensors)
 
-    def start(sweep, kernel, programs, *arguments, **constants):
+    def start(sweep, kernel, programs, arguments, *_):
         if kernel is triton_launches.positives_kernel:
             passes.add("positives", arguments[0].anchors, arguments[0].candidates)
 
