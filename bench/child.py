@@ -42,12 +42,19 @@ def main() -> int:
     results: list[list[Figures]] = []
     for job in json.load(sys.stdin):
         results.append(figures_of(job))
-        Path(sys.argv[1]).write_text(json.dumps(results))
+        _replace(Path(sys.argv[1]), json.dumps(results))
         if torch.cuda.is_initialized():
             torch.compiler.reset()  # what was compiled for the shapes of this job
             gc.collect()
             torch.cuda.empty_cache()
     return 0
+
+
+def _replace(file: Path, text: str) -> None:
+    """At once: a process that is ended while it writes leaves the file as it was."""
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.replace(file)
 
 
 def figures_of(job: dict[str, Any]) -> list[Figures]:

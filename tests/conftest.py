@@ -9,7 +9,7 @@ import torch
 from contrastile.backends import available
 from hypothesis import settings
 from installs import Environment, install_with_nvcc_of_wheels
-from support import BACKENDS_HERE, INTERPRETING
+from support import BACKENDS_HERE, INTERPRETING, takes_float64
 
 settings.register_profile("contrastile", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("contrastile")
@@ -27,11 +27,7 @@ def pytest_collection_modifyitems(config, items):
     if not INTERPRETING:
         return
 
-    def takes_float64(item) -> bool:
-        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        return any(torch.float64 in (value if isinstance(value, tuple) else (value,)) for value in values)
-
-    dropped = [item for item in items if takes_float64(item)]
+    dropped = [item for item in items if hasattr(item, "callspec") and takes_float64(item.callspec.params.values())]
     config.hook.pytest_deselected(items=dropped)
     items[:] = [item for item in items if item not in dropped]
 

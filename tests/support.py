@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,6 +107,11 @@ def ids(count: int, kinds: int) -> Tensor:
 
 def scalar(value: float, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.tensor(value, dtype=accumulation(dtype))
+
+
+def takes_float64(parameters: Iterable[object]) -> bool:
+    """Whether a test's parameters ask for it, alone or in a tuple."""
+    return any(torch.float64 in (value if isinstance(value, tuple) else (value,)) for value in parameters)
 
 
 def placed(values: Any, device: str) -> Any:

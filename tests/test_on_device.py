@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from support import (
     largest,
     placed,
     scalar,
+    takes_float64,
     towers,
 )
 from test_memory import PROMISE_MIB
@@ -87,17 +88,13 @@ def device_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     for module in (support, dense_sweeps):
         monkeypatch.setattr(module, "BACKENDS_HERE", [name])
     monkeypatch.setattr(support, "SUMS_ON_MATRIX_UNITS", not INTERPRETING)
-    if _takes_float64(request.node.callspec.params.values()) and not INTERPRETING:
+    if takes_float64(request.node.callspec.params.values()) and not INTERPRETING:
         if name != BACKENDS[0]:
             pytest.skip("takes no float64")
         yield "eager"
     else:
         with ct.use_backend(name):
             yield name
-
-
-def _takes_float64(parameters: Iterable[object]) -> bool:
-    return any(torch.float64 in (value if isinstance(value, tuple) else (value,)) for value in parameters)
 
 
 class OnDevice:
