@@ -15,6 +15,9 @@ CONTRASTILE_CUDA ?= $(if $(shell command -v nvidia-smi),auto,0)
 
 PACKAGE_PARTS := pyproject.toml setup.py CMakeLists.txt tests/constraints.txt tests/constraints-triton.txt $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 
+# Files in their order: by default those with the fewest tests, which are the longest ones, would come last.
+IN_PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+
 .DEFAULT_GOAL := targets
 .DELETE_ON_ERROR:
 .PHONY: targets install demo test check bench must-reach kernels-full cuda-host-full gpu-check clean build/typed
@@ -28,13 +31,13 @@ install: $(VENV)/.package  # the package, editable, and PyTorch into .venv
 demo: $(VENV)/.demo  # train on about 3,950 emoji and their names; table on screen, pictures in out/
 	$(RUN) -m contrastile demo
 
-test: $(VENV)/.test $(VENV)/.rivals  # the whole suite
-	$(RUN) -m pytest
+test: $(VENV)/.test $(VENV)/.rivals  # the whole suite, in a process for each core
+	$(RUN) -m pytest $(IN_PARALLEL)
 
 check: $(VENV)/.dev build/typed  # ruff, mypy and the fast tests, in a minute or two
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/mypy
-	$(RUN) -m pytest --quiet -m "not slow"
+	$(RUN) -m pytest --quiet -m "not slow" $(IN_PARALLEL)
 
 bench: $(VENV)/.bench $(VENV)/.rivals  # time, memory and error of every implementation against N
 	$(RUN) -m contrastile bench --out out/bench.json --plot out/bench.png

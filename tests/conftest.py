@@ -22,8 +22,15 @@ def pytest_report_header() -> str:
     return f"contrastile backends: {', '.join(BACKENDS_HERE)}; not here: {', '.join(missing) or 'none'}"
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads its marks in this hook too
 def pytest_collection_modifyitems(config, items):
-    """Triton's kernels take no float64: such cases are not run against them."""
+    """Triton's kernels take no float64: such cases are not run against them. Where there are several processes, those
+    that share a build stay in one: the tests of a file, unless marked."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if item.get_closest_marker("xdist_group") is None:
+                shared = "cuda_environment" if "cuda_environment" in item.fixturenames else item.path.stem
+                item.add_marker(pytest.mark.xdist_group(shared))
     if not INTERPRETING:
         return
 
