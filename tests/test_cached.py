@@ -107,7 +107,9 @@ def test_one_model_as_both_towers():
     assert_equal_to(expected, take_gradients(f))
 
 
-@pytest.mark.parametrize("wrap", [tuple, list, lambda losses: dict(enumerate(losses)), sum], ids=["tuple", "list", "dict", "sum"])
+@pytest.mark.parametrize(
+    "wrap", [tuple, list, lambda losses: dict(enumerate(losses)), sum], ids=["tuple", "list", "dict", "sum"]
+)
 def test_three_towers_and_two_losses(wrap):
     encoders, inputs = [tower() for _ in range(3)], [batch() for _ in range(3)]
 
