@@ -12,13 +12,13 @@ import dense_sweeps
 import pytest
 import torch
 from contrastile.backends.cuda import CudaBackend
-from contrastile.backends.cuda_launches import CudaKernels
+from contrastile.backends.cuda_launches import CudaKernels, CudaSweep
 from contrastile.backends.tiled.rows import RowSums
 from contrastile.pairs import GradNeeds, PairProblem, SoftmaxWeights
 from cuda_host import build as host
 from cuda_host import kernels
 from dense_sweeps import BOTH, PROBLEMS, assert_finished, given_weights, two_towers
-from support import Shape
+from support import Shape, small_workspace
 from test_pair_sweeps import *  # noqa: F403
 from test_pair_sweeps import ALL_NEEDS, NARROW
 
@@ -105,6 +105,40 @@ def test_rows_are_finished_with_all_factors(native, dtype, joined):
     rows = RowSums(CudaKernels(native), sums.clone(), other.clone(), True, True, False, factor, row_factors)
     found = rows.finish(x, upstream, dtype, joined=joined)
     assert_finished(found, x, row_factors[:, None] * sums.double() / 2, other.double() / 2, joined)
+
+
+ROUNDED = 192 * 2  # bytes of a row of a 16-bit gradient
+
+
+@pytest.mark.parametrize(
+    ("dtype", "needs", "room"),
+    [
+        (torch.float32, GradNeeds(dx=True, dy=True), 2**16),
+        (torch.bfloat16, GradNeeds(dx=True, dy=True), (700 + 500) * ROUNDED),
+        (torch.bfloat16, GradNeeds(dx=True, dy=False), 700 * ROUNDED),
+        (torch.bfloat16, GradNeeds(dx=False, dy=True), 500 * ROUNDED),
+        (torch.bfloat16, GradNeeds(dx=False, dy=False, moment=True), 2**16),
+    ],
+    ids=["float32", "both", "dx", "dy", "moment"],
+)
+def test_a_strip_takes_half_of_the_workspace_or_the_room_of_gradients_that_come_later(
+    native, monkeypatch, dtype, needs, room
+):
+    kernels.configure(native)
+    sizes = []
+    launch = CudaSweep.coefficients
+
+    def coefficients(sweep, window, weights, strip, *others):
+        sizes.append(strip.coefficients.untyped_storage().nbytes())
+        launch(sweep, window, weights, strip, *others)
+
+    monkeypatch.setattr(CudaSweep, "coefficients", coefficients)
+    problem = two_towers(Shape(700, 500, 192), dtype, positives=torch.arange(700) % 500)
+    with small_workspace(2**17):
+        CudaBackend(CudaKernels(native)).pair_grad(problem, SoftmaxWeights(columns=False), needs)
+    assert len(set(sizes)) == 1
+    assert room / 4 < sizes[0] <= room
+    assert len(sizes) >= 700 * 500 * dtype.itemsize / room
 
 
 @pytest.mark.parametrize("form", ["ieee", "tf32x3", "tf32"])

@@ -264,8 +264,8 @@ def test_softmax_gradients_are_exact(form, columns, dtype, use_form):
 def test_windows_of_a_small_workspace_are_put_in_their_places(name, dtype):
     problem = PROBLEMS[name](dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiled_sweeps, "PAIRS_WITHOUT_STRIP", 2**16)
-        patch.setattr(tiled_gradients, "PAIRS_WITHOUT_STRIP", 2**16)
+        patch.setattr(tiled_sweeps, "MOST_PAIRS", 2**16)
+        patch.setattr(tiled_gradients, "MOST_PAIRS", 2**16)
         stats = run_guarded(triton.pair_stats, problem, columns=True)
         assert_sweep(problem, stats_results(stats), lambda dense: dense.stats(True))
         assert_gradients(problem, given_weights(problem, **BOTH, cap=True))
@@ -278,7 +278,7 @@ def test_gradients_of_several_windows_are_put_in_their_places(form, use_form, mo
     """Windows as small as they can be: four, of 128 columns or rows at most."""
     shape = Shape(150, 200, 16)
     problem = two_towers(shape, torch.float16, **every_mask(shape))
-    monkeypatch.setattr(tiled_gradients, "PAIRS_WITHOUT_STRIP", 1)
+    monkeypatch.setattr(tiled_gradients, "MOST_PAIRS", 1)
     use_form(form)
     assert_gradients(problem, given_weights(problem, **BOTH, cap=True))
 

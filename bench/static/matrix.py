@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isqrt
 
 import torch
-from contrastile.backends.tiled.gradients import PAIRS_WITHOUT_STRIP
+from contrastile.backends.tiled.gradients import MOST_PAIRS
 from contrastile.kernels.plans import MOST_FUSED_FEATURES, TilePlan, gradient_plan, tile_plan
 
 TARGETS = ("sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942")
@@ -18,7 +18,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PRECISIONS = ("tf32", "ieee")  # of float32 products; 16-bit ones have but one
 ROWS = 32768  # of X and of Y
 WINDOW = 4096  # rows and columns of a window: a 32 MiB strip of 16-bit coefficients
-FUSED_WINDOW = isqrt(PAIRS_WITHOUT_STRIP)
+FUSED_WINDOW = isqrt(MOST_PAIRS)
 # Of the statistics sweep: both directions with positives, or of rows alone, with ranks, with groups of pairs that are
 # no negatives, within one set of embeddings.
 STATISTICS = ("statistics", "statistics rows", "statistics ranks", "statistics groups", "statistics self")

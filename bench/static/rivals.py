@@ -15,18 +15,19 @@ from math import isqrt
 from pathlib import Path
 
 import triton
-from contrastile.backends.tiled.gradients import PAIRS_WITHOUT_STRIP
+from contrastile.backends.tiled.gradients import MOST_PAIRS
 from contrastile.bench.static import bounds
 from contrastile.bench.static.compile import Compiled, compile_kernel
 from contrastile.bench.static.disassembly import parse_sass
 from contrastile.bench.static.instructions import matrix_kind
 from contrastile.bench.static.launches import bound, compiled
-from contrastile.bench.static.matrix import WINDOW, Configuration
+from contrastile.bench.static.matrix import Configuration
 from contrastile.bench.static.rates import blocks_resident, matrix_rate, rates_of
 from contrastile.bench.static.rival_launches import RIVALS, Cache, N, work_of_warp
 
 DEPTHS = (512, 1024)
 STRIP = 2 * N * N  # bytes of all coefficients
+WINDOW = isqrt(MOST_PAIRS)  # of both sweeps: gradients of so many features leave the strip as much room
 VENDOR_TILE = (128, 256)  # of the vendor's products, as far as the L2 cache sees them
 # Losses of ours, and what part of others' matrix time they should take at most.
 AIMS = {
@@ -89,10 +90,9 @@ def our_rows(loss: str, target: str, depth: int) -> list[Row]:
     for sweep in ("statistics", "gradient") if loss == "symmetric" else ("gradient capped",):
         configuration = Configuration(target, sweep, "bf16", depth)
         plan, kernel, found = configuration.plan, compiled(configuration), bound(configuration)
-        side = isqrt(PAIRS_WITHOUT_STRIP) if sweep == "statistics" else WINDOW
-        windows, tiles = (N // side) ** 2, N * N // (plan.block_rows * plan.block_cols)
-        tower = 2 * side * depth  # of a window; columns are walked by every group of tile rows
-        groups = side // (plan.group_rows * plan.block_rows)
+        windows, tiles = (N // WINDOW) ** 2, N * N // (plan.block_rows * plan.block_cols)
+        tower = 2 * WINDOW * depth  # of a window; columns are walked by every group of tile rows
+        groups = WINDOW // (plan.group_rows * plan.block_rows)
         stored, strip = found.work.stored * tiles, 0 if sweep == "statistics" else STRIP
         sums = 2 * (stored - strip)  # they come back to be joined
         rows.append(

@@ -26,7 +26,7 @@ NO_STRIP = Strip(None, 0, None)
 FLOAT16_EXPONENT = 14  # of the largest coefficient as float16 stores it: two powers of two below overflow
 ROW_ALIGNMENT = 16  # bytes
 STRIP_SHARE = 2  # one part in so many of the workspace
-PAIRS_WITHOUT_STRIP = 2**26  # of a window: 24 MiB of partial sums in tiles of 64 x 64
+MOST_PAIRS = 2**26  # of a window: 24 MiB of partial sums in tiles of 64 x 64, and launches long enough to hide the host
 # A strip of whole rows adds to all of dY: 8 D bytes a column against 2 D flop for each of its rows.
 FEWEST_WHOLE_ROWS = 1024
 LARGEST_MISS = 60.0  # of a guessed shift: exponentials within exp(60) keep a float32's digits
@@ -92,7 +92,7 @@ def fused_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, gra
     targets = [arguments.Gradients(grads.dx, grads.dy, factor)]
     if grads.dx is not None and grads.dy is not None and not computes_both(grads.needs):
         targets = [arguments.Gradients(grads.dx, None, factor), arguments.Gradients(None, grads.dy, factor)]
-    for window in sweep.windows(PAIRS_WITHOUT_STRIP):
+    for window in sweep.windows(MOST_PAIRS):
         partials = totals.partials(window, sweep.plan)
         for target, sums in zip(targets, (partials, (NO_SUMS, NO_SUMS)), strict=False):
             sweep.gradient(window, _kernel_weights(weights), target, *sums, weights.cap)
@@ -103,8 +103,8 @@ def fused_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, gra
 
 def strip_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, grads: Gradients, totals: Totals) -> None:
     """All windows of C into the strip, and from there into the gradients. `largest` bounds |C| where that is known."""
-    strip = _Strip.new(sweep, largest) if grads.wanted else None
-    for window in sweep.windows(PAIRS_WITHOUT_STRIP if strip is None else strip.most_pairs):
+    strip = _Strip.new(sweep, grads.needs, largest) if grads.wanted else None
+    for window in sweep.windows(MOST_PAIRS if strip is None else strip.most_pairs):
         partials = totals.partials(window, sweep.plan)
         into = NO_STRIP if strip is None else strip.of_window(window)
         sweep.coefficients(window, _kernel_weights(weights), into, *partials, weights.cap)
@@ -190,20 +190,30 @@ class _Strip:
     factor: Tensor | None  # (1,) float32 that the coefficients are multiplied with
 
     @classmethod
-    def new(cls, sweep: Sweep, largest: Tensor | None) -> _Strip:
+    def new(cls, sweep: Sweep, needs: GradNeeds, largest: Tensor | None) -> _Strip:
         problem, factor = sweep.problem, None
         dtype = problem.anchors.dtype
         if dtype == torch.float16 and largest is None:
             dtype = torch.float32  # no bound is known by which to fit them into the range of float16
         elif dtype == torch.float16:
             factor = _factor_of_float16(problem, largest)
-        pairs = workspace_bytes() // STRIP_SHARE // dtype.itemsize
+        pairs = _strip_bytes(problem, needs) // dtype.itemsize
         largest_window = max(window.rows * aligned_length(window.cols, dtype) for window in sweep.windows(pairs))
         buffer = torch.empty(largest_window, dtype=dtype, device=problem.anchors.device)
         return cls(pairs, buffer, problem.anchors.to(dtype), problem.candidates.to(dtype), factor)
 
     def of_window(self, window: Window) -> Strip:
         return strip_of(self.buffer, window, self.factor)
+
+
+def _strip_bytes(problem: PairProblem, needs: GradNeeds) -> int:
+    """A share of the workspace, or as much as rounded gradients will take: they are allocated when the strip is gone.
+    Fewer, larger windows launch less, and give the vendor's products enough tiles for every multiprocessor.
+    """
+    x, y = problem.anchors, problem.candidates
+    results = x.numel() * needs.dx + y.numel() * (needs.dy and not problem.self_similarity)
+    later = min(results, MOST_PAIRS) * x.element_size() if x.dtype != torch.float32 else 0
+    return max(workspace_bytes() // STRIP_SHARE, later)
 
 
 def strip_of(buffer: Tensor, window: Window, factor: Tensor | None) -> Strip:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from contrastile.backends.tiled.gradients import (
-    PAIRS_WITHOUT_STRIP,
+    MOST_PAIRS,
     Gradients,
     computes_both,
     fits_one_direction,
@@ -53,7 +53,7 @@ def _pair_stats(sweep: Sweep, columns: bool, ranks: bool) -> PairStats:
     positive_logit = sweep.positives()
     row_rank = torch.zeros_like(problem.positives) if ranks and problem.positives is not None else None
     totals = Totals.of_statistics(problem, columns)
-    for window in sweep.windows(PAIRS_WITHOUT_STRIP):
+    for window in sweep.windows(MOST_PAIRS):
         partials = totals.partials(window, sweep.plan)
         sweep.statistics(window, *partials, positive_logit, row_rank)
         totals.merge(sweep, window, partials)
