@@ -9,10 +9,10 @@
     work    one product, 2 N M D flop; one exponential a pair
     bound   matrix pipe for D > 128 (docs/kernels.md has the count for every target)
 
-Both terms and all sums come from one exponential, exp(s - a) = exp(s - shift) * exp(shift - a), with a shift in the
-middle of all of the tile's row and column shifts. That is exact while these lie within 80 of each other, no sum
-underflows and no pair is capped; the sums themselves tell. Otherwise the tile takes one exponential for each term
-and sum. The cap needs no comparison by pair either: where a row's exponentials add up to 1 at most, none is above 1.
+Both terms and all sums come from one exponential, exp(s - a) = exp(s - shift) * exp(shift - a), with a shift between
+those of the tile's first row and column. That is exact while all others lie within 40 of it, no sum underflows and
+no pair is capped; the sums themselves tell. Otherwise the tile takes one exponential for each term and sum. The cap
+needs no comparison by pair either: where a row's exponentials add up to 1 at most, none is above 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from contrastile.kernels.tiles import (
-    INFINITY,
+    are_exact,
     exp,
     halves,
     keep_negatives,
@@ -30,13 +30,12 @@ from contrastile.kernels.tiles import (
     rounded,
     scaled,
     store_sums,
-    sums_are_exact,
     sums_by_own_maxima,
     tile_of_program,
     tile_products,
 )
 
-WIDEST_SPREAD = tl.constexpr(80.0)  # of shifts: factors within exp(40) either way
+FARTHEST_SHIFT = tl.constexpr(40.0)  # from the one of the tile
 LARGEST_MASS = tl.constexpr(2.0**100)
 
 
@@ -56,6 +55,7 @@ def coefficients_kernel(
     BLOCK_COLS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
     PARTS: tl.constexpr,
+    ROW_LANES: tl.constexpr,
     GROUP_ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
@@ -96,7 +96,7 @@ def coefficients_kernel(
         BLOCK_COLS,
         PARTS,
         EMULATE_BF16,
-        BY_LANE=PARTS > 1,
+        ROW_LANES,
     )
 
 
@@ -116,7 +116,7 @@ def store_coefficients(
     BLOCK_COLS: tl.constexpr,
     PARTS: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
-    BY_LANE: tl.constexpr,
+    ROW_LANES: tl.constexpr,
 ):
     """Into the strip, by PARTS of a tile's columns that count as tiles of their own."""
     if PARTS > 1:
@@ -137,7 +137,7 @@ def store_coefficients(
                 BLOCK_COLS // 2,
                 PARTS // 2,
                 EMULATE_BF16,
-                BY_LANE,
+                ROW_LANES,
             )
     else:
         row_in_window, col_in_window = tile_row * BLOCK_ROWS, tile_col * BLOCK_COLS
@@ -155,7 +155,7 @@ def store_coefficients(
             CAP,
             BLOCK_ROWS,
             BLOCK_COLS,
-            BY_LANE,
+            ROW_LANES,
         )
         if strip.coefficients is not None:
             row_in_window += tl.arange(0, BLOCK_ROWS)
@@ -180,7 +180,7 @@ def tile_coefficients(
     CAP: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
-    BY_LANE: tl.constexpr = False,
+    ROW_LANES: tl.constexpr,
 ):
     """factor * scale_i * C_ij of a tile, 0 in padding, from the logits of all its pairs. Stores the tile's sums."""
     row_in_window, col_in_window = tile_row * BLOCK_ROWS, tile_col * BLOCK_COLS
@@ -192,45 +192,37 @@ def tile_coefficients(
 
     row_shift, row_gain = load_term(weights.row_shift, weights.row_gain, row, valid_row)
     col_shift, col_gain = load_term(weights.col_shift, weights.col_gain, col, valid_col)
-    lowest, highest = range_of_shifts(weights, row_shift, col_shift, valid_row, valid_col)
-    middle = 0.5 * (lowest + highest)
-    exponentials = exp(logits - middle)
-    row_factor = tl.where(valid_row, exp(middle - row_shift), 0.0)  # padding has no shift: it might overflow
-    col_factor = tl.where(valid_col, exp(middle - col_shift), 0.0)
-    row_sum, col_sum = tl.sum(exponentials, 1), over_rows(exponentials, False, BY_LANE)
+    shift = shift_of_tile(weights, first_row, first_col)
+    exponentials = exp(logits - shift)
+    row_factor = tl.where(valid_row, exp(shift - row_shift), 0.0)  # padding has no shift: it might overflow
+    col_factor = tl.where(valid_col, exp(shift - col_shift), 0.0)
+    row_sum, col_sum = tl.sum(exponentials, 1), over_rows(exponentials, False, ROW_LANES)
     row_mass, col_mass = row_sum * row_factor, col_sum * col_factor
-    row_max, col_max = tl.zeros_like(row_sum) + middle, tl.zeros_like(col_sum) + middle
+    row_max, col_max = tl.zeros_like(row_sum) + shift, tl.zeros_like(col_sum) + shift
     if weights.col_shift is None:
         coefficients = exponentials * (row_gain * row_factor)[:, None]
     elif weights.row_shift is None:
         coefficients = exponentials * (col_gain * col_factor)[None, :]
     else:
         coefficients = exponentials * ((row_gain * row_factor)[:, None] + (col_gain * col_factor)[None, :])
-    is_exact = highest - lowest <= WIDEST_SPREAD
-    if row_sums.max is not None:
-        is_exact &= sums_are_exact(row_sum, valid_row)
-    if col_sums.max is not None:
-        is_exact &= sums_are_exact(col_sum, valid_col)
-    if weights.row_shift is not None and (CAP or row_sums.mass is not None):
-        is_exact &= all_at_most(row_mass, 1.0 if CAP else LARGEST_MASS, valid_row)
-    if weights.col_shift is not None and (CAP or col_sums.mass is not None):
-        is_exact &= all_at_most(col_mass, 1.0 if CAP else LARGEST_MASS, valid_col)
+    is_exact = all_fit(weights.row_shift, row_sums, shift, row_shift, row_sum, row_mass, valid_row, CAP)
+    is_exact &= all_fit(weights.col_shift, col_sums, shift, col_shift, col_sum, col_mass, valid_col, CAP)
     if not is_exact:
         if weights.row_shift is not None:
             if CAP:
                 row_shift, row_gain = load_term(weights.row_shift, weights.row_gain, row, valid_row)
-            row_weights, row_mass = weights_and_mass(logits, row_shift, 1, CAP, BY_LANE)
+            row_weights, row_mass = weights_and_mass(logits, row_shift, 1, CAP, ROW_LANES)
             coefficients = row_weights * row_gain[:, None]
         if weights.col_shift is not None:
             if CAP:  # loaded again: kept until here, they would spill
                 col_shift, col_gain = load_term(weights.col_shift, weights.col_gain, col, valid_col)
-            col_weights, col_mass = weights_and_mass(logits, col_shift, 0, CAP, BY_LANE)
+            col_weights, col_mass = weights_and_mass(logits, col_shift, 0, CAP, ROW_LANES)
             col_term = col_weights * col_gain[None, :]
             coefficients = col_term if weights.row_shift is None else coefficients + col_term
         if row_sums.max is not None:
-            row_max, row_sum = sums_by_own_maxima(logits, 1, BY_LANE)
+            row_max, row_sum = sums_by_own_maxima(logits, 1, ROW_LANES)
         if col_sums.max is not None:
-            col_max, col_sum = sums_by_own_maxima(logits, 0, BY_LANE)
+            col_max, col_sum = sums_by_own_maxima(logits, 0, ROW_LANES)
     store_sums(row_sums, tile_col, window.rows, row_in_window, row_max, row_sum, row_mass, BLOCK_ROWS)
     store_sums(col_sums, tile_row, window.cols, col_in_window, col_max, col_sum, col_mass, BLOCK_COLS)
 
@@ -255,42 +247,50 @@ def load_term(shift, gain, index, valid):
 
 
 @triton.jit
-def range_of_shifts(weights, row_shift, col_shift, valid_row, valid_col):
-    """(lowest, highest) shift of a tile, over both directions as far as they are given."""
+def shift_of_tile(weights, first_row, first_col):
+    """One number near the shifts of all rows and columns, as they mostly are near each other: no reduction finds it."""
     if weights.col_shift is None:
-        return lowest_of(row_shift, valid_row), -lowest_of(-row_shift, valid_row)
-    if weights.row_shift is None:
-        return lowest_of(col_shift, valid_col), -lowest_of(-col_shift, valid_col)
-    lowest = tl.minimum(lowest_of(row_shift, valid_row), lowest_of(col_shift, valid_col))
-    highest = -tl.minimum(lowest_of(-row_shift, valid_row), lowest_of(-col_shift, valid_col))
-    return lowest, highest
+        shift = tl.load(weights.row_shift + first_row)
+    elif weights.row_shift is None:
+        shift = tl.load(weights.col_shift + first_col)
+    else:
+        shift = 0.5 * (tl.load(weights.row_shift + first_row) + tl.load(weights.col_shift + first_col))
+    return shift
 
 
 @triton.jit
-def lowest_of(values, valid):
-    return tl.min(tl.where(valid, values, INFINITY), 0)
+def all_fit(term, sums, shift, own_shift, total, mass, valid, CAP: tl.constexpr):
+    """Whether the exponentials under the tile's shift serve all rows, or all columns: one reduction for all that may
+    be in the way. A NaN is. `term` and `sums`: what there is of them.
+    """
+    fits = valid
+    if term is not None:
+        fits &= tl.abs(own_shift - shift) <= FARTHEST_SHIFT
+        if CAP or sums.mass is not None:
+            fits &= mass <= (1.0 if CAP else LARGEST_MASS)
+    if sums.max is not None:
+        fits &= are_exact(total)
+    if term is None and sums.max is None:
+        return True
+    else:
+        return tl.min((~valid | fits).to(tl.int32), 0) > 0
 
 
 @triton.jit
-def all_at_most(values, bound, valid):
-    return tl.min((~valid | (values <= bound)).to(tl.int32), 0) > 0
-
-
-@triton.jit
-def weights_and_mass(logits, shift, AXIS: tl.constexpr, CAP: tl.constexpr, BY_LANE: tl.constexpr):
+def weights_and_mass(logits, shift, AXIS: tl.constexpr, CAP: tl.constexpr, ROW_LANES: tl.constexpr):
     """f(s - shift) of every pair and the sum of phi over an axis, at any magnitude. A NaN stays one."""
     above = logits - tl.expand_dims(shift, AXIS)
     if CAP:
         weights = exp(tl.where(above > 0, 0.0, above))
-        return weights, along(weights + tl.where(above > 0, above, 0.0), AXIS, BY_LANE)
+        return weights, along(weights + tl.where(above > 0, above, 0.0), AXIS, ROW_LANES)
     weights = exp(above)
-    return weights, along(weights, AXIS, BY_LANE)
+    return weights, along(weights, AXIS, ROW_LANES)
 
 
 @triton.jit
-def along(values, AXIS: tl.constexpr, BY_LANE: tl.constexpr):
+def along(values, AXIS: tl.constexpr, ROW_LANES: tl.constexpr):
     """Sum over an axis."""
     if AXIS == 1:
         return tl.sum(values, 1)
     else:
-        return over_rows(values, False, BY_LANE)
+        return over_rows(values, False, ROW_LANES)

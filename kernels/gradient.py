@@ -35,6 +35,7 @@ def gradient_kernel(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,  # all of DEPTH
+    ROW_LANES: tl.constexpr,  # of accumulators (tiles.over_rows)
     PRECISION: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):
@@ -76,6 +77,7 @@ def gradient_kernel(
             CAP,
             BLOCK_ROWS,
             BLOCK_COLS,
+            ROW_LANES,
         )
         coefficients = rounded(coefficients, x.dtype, EMULATE_BF16)
         if OWNS_CANDIDATES:

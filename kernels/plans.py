@@ -22,6 +22,7 @@ class TilePlan:
     num_stages: int
     descriptors: bool  # tensor descriptors (TMA) instead of pointers
     parts: int = 1  # of a tile's columns, taken one after another once multiplied
+    row_lanes: int = 1  # neighbouring rows of accumulators that lie in as many lanes (tiles.over_rows)
 
     def tiles(self, window: Window) -> tuple[int, int]:
         return -(-window.rows // self.block_rows), -(-window.cols // self.block_cols)
@@ -126,10 +127,11 @@ def neighbours(plan: TilePlan) -> list[TilePlan]:
 
 
 # Rows x columns x features of a tile, group, warps, stages, descriptors. A sweep has rows of its own where its bound is
-# better by them (docs/kernels.md), or where registers would spill in those for all tiles.
+# better by them (docs/kernels.md), or where registers would spill in those for all tiles: so do they in some where
+# columns are summed by lanes.
 _TILES = {
-    ("tiles", "int", 16): TilePlan(64, 128, 64, 2, 4, 1, False, parts=2),
-    ("tiles", "int", 32): TilePlan(128, 64, 64, 2, 4, 1, False),
+    ("tiles", "int", 16): TilePlan(64, 128, 64, 2, 4, 1, False, parts=2, row_lanes=32),
+    ("tiles", "int", 32): TilePlan(128, 64, 64, 2, 4, 1, False, row_lanes=8),
     ("tiles", "sm_80", 16): TilePlan(128, 128, 32, 8, 8, 3, False),
     ("tiles", "sm_80+", 16): TilePlan(128, 64, 32, 8, 4, 3, False),
     ("gradient", "sm_86", 16): TilePlan(128, 128, 32, 8, 8, 3, False),
@@ -138,7 +140,7 @@ _TILES = {
     ("statistics", "sm_80", 32): TilePlan(64, 64, 32, 8, 4, 4, False),
     ("gradient crowded", "sm_80", 32): TilePlan(64, 64, 16, 8, 4, 3, False),
     ("statistics pointers", "sm_80+", 16): TilePlan(128, 64, 32, 8, 8, 3, False),
-    ("gradient crowded", "sm_80+", 16): TilePlan(128, 64, 64, 8, 8, 3, False),
+    ("gradient crowded", "sm_80+", 16): TilePlan(128, 64, 64, 8, 8, 3, False, row_lanes=8),
     ("gradient pointers", "sm_80+", 16): TilePlan(128, 64, 64, 8, 8, 3, False),
     ("tiles", "sm_90+", 16): TilePlan(128, 128, 64, 8, 8, 3, True),
     ("tiles", "sm_90+", 32): TilePlan(64, 64, 32, 8, 4, 3, False),
@@ -146,8 +148,9 @@ _TILES = {
     ("statistics crowded", "sm_90", 16): TilePlan(128, 128, 64, 8, 8, 3, True),
     ("statistics pointers", "sm_90+", 16): TilePlan(128, 128, 64, 8, 8, 3, False),
     ("gradient", "sm_90", 16): TilePlan(64, 128, 64, 8, 4, 4, True),
-    ("statistics", "sm_100", 16): TilePlan(128, 256, 64, 8, 8, 3, True, parts=2),
-    ("gradient", "sm_100", 16): TilePlan(128, 256, 64, 8, 8, 3, True, parts=4),
+    ("statistics", "sm_100", 16): TilePlan(128, 256, 64, 8, 8, 3, True, parts=2, row_lanes=32),
+    ("gradient", "sm_100", 16): TilePlan(128, 256, 64, 8, 8, 3, True, parts=4, row_lanes=32),
+    ("gradient crowded", "sm_90", 16): TilePlan(128, 64, 64, 8, 8, 4, True, row_lanes=8),
     ("gradient crowded", "sm_90+", 16): TilePlan(128, 64, 64, 8, 8, 4, True),
     ("gradient pointers", "sm_90", 16): TilePlan(64, 64, 64, 8, 4, 3, False),
     ("gradient pointers", "sm_90+", 16): TilePlan(128, 64, 64, 8, 8, 3, False),

@@ -48,6 +48,7 @@ def statistics_kernel(
     BLOCK_COLS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
     PARTS: tl.constexpr,  # of a tile's columns, a power of two
+    ROW_LANES: tl.constexpr,  # of accumulators (over_rows)
     GROUP_ROWS: tl.constexpr,  # tile rows that are taken together, for the L2 cache
     PRECISION: tl.constexpr,  # of float32 products
     EMULATE_BF16: tl.constexpr,  # in the interpreter
@@ -80,7 +81,7 @@ def statistics_kernel(
         BLOCK_ROWS,
         BLOCK_COLS,
         PARTS,
-        BY_LANE=PARTS > 1,  # parts wait in tensor memory, which gives a row to each lane; PARTS itself is 1 at a leaf
+        ROW_LANES,
     )
 
 
@@ -98,7 +99,7 @@ def tile_statistics(
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     PARTS: tl.constexpr,
-    BY_LANE: tl.constexpr,
+    ROW_LANES: tl.constexpr,
 ):
     """Stores the sums of a tile cut by its columns into PARTS, which then count as tiles. Unrolled when compiled."""
     if PARTS > 1:
@@ -117,7 +118,7 @@ def tile_statistics(
                 BLOCK_ROWS,
                 BLOCK_COLS // 2,
                 PARTS // 2,
-                BY_LANE,
+                ROW_LANES,
             )
     else:
         part_statistics(
@@ -132,7 +133,7 @@ def tile_statistics(
             part_col,
             BLOCK_ROWS,
             BLOCK_COLS,
-            BY_LANE,
+            ROW_LANES,
         )
 
 
@@ -149,7 +150,7 @@ def part_statistics(
     part_col,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
-    BY_LANE: tl.constexpr,
+    ROW_LANES: tl.constexpr,
 ):
     row_in_window, col_in_window = tile_row * BLOCK_ROWS, part_col * BLOCK_COLS
     first_row, first_col = window.first_row + row_in_window, window.first_col + col_in_window
@@ -167,16 +168,16 @@ def part_statistics(
 
     shift = finite(tl.max(tl.max(logits, 1), 0))
     exponentials = exp(logits - shift)
-    col_sum, row_sum = over_rows(exponentials, MAXIMUM=False, BY_LANE=BY_LANE), tl.sum(exponentials, 1)
+    col_sum, row_sum = over_rows(exponentials, MAXIMUM=False, ROW_LANES=ROW_LANES), tl.sum(exponentials, 1)
     row_shift, col_shift = tl.zeros_like(row_sum) + shift, tl.zeros_like(col_sum) + shift
     # Not so either where a row or column has no negative here, as past the edge: then its sum is 0, its shift -inf.
     shift_suffices = sums_are_exact(row_sum, valid_row)
     if col_sums.max is not None:
         shift_suffices &= sums_are_exact(col_sum, valid_col)
     if not shift_suffices:
-        row_shift, row_sum = sums_by_own_maxima(logits, 1, BY_LANE)
+        row_shift, row_sum = sums_by_own_maxima(logits, 1, ROW_LANES)
         if col_sums.max is not None:
-            col_shift, col_sum = sums_by_own_maxima(logits, 0, BY_LANE)
+            col_shift, col_sum = sums_by_own_maxima(logits, 0, ROW_LANES)
 
     store_sums(row_sums, part_col, window.rows, row_in_window, row_shift, row_sum, mass=None, BLOCK=BLOCK_ROWS)
     store_sums(col_sums, tile_row, window.cols, col_in_window, col_shift, col_sum, mass=None, BLOCK=BLOCK_COLS)

@@ -160,36 +160,46 @@ def finite(maximum):
 
 
 @triton.jit
-def sums_are_exact(sums, valid):
-    """Whether no sum of exponentials under a common shift has lost anything to underflow, overflowed, or is NaN."""
-    return tl.min((~valid | ((sums >= SMALLEST_SUM) & (sums <= LARGEST_SUM))).to(tl.int32), 0) > 0
+def are_exact(sums):
+    """Which sums of exponentials under a common shift have lost nothing to underflow, nor overflowed, nor are NaN."""
+    return (sums >= SMALLEST_SUM) & (sums <= LARGEST_SUM)
 
 
 @triton.jit
-def sums_by_own_maxima(logits, AXIS: tl.constexpr, BY_LANE: tl.constexpr):
+def sums_are_exact(sums, valid):
+    return tl.min((~valid | are_exact(sums)).to(tl.int32), 0) > 0
+
+
+@triton.jit
+def sums_by_own_maxima(logits, AXIS: tl.constexpr, ROW_LANES: tl.constexpr):
     """(maximum, sum of exp(logit - maximum)) over an axis, exact at any magnitude."""
     if AXIS == 1:
         maximum = tl.max(logits, 1)
         return maximum, tl.sum(exp(logits - finite(maximum)[:, None]), 1)
     else:
-        maximum = over_rows(logits, True, BY_LANE)
-        return maximum, over_rows(exp(logits - finite(maximum)[None, :]), False, BY_LANE)
+        maximum = over_rows(logits, True, ROW_LANES)
+        return maximum, over_rows(exp(logits - finite(maximum)[None, :]), False, ROW_LANES)
 
 
 @triton.jit
-def over_rows(values, MAXIMUM: tl.constexpr, BY_LANE: tl.constexpr):
-    """tl.max or tl.sum of every column. BY_LANE: 32 rows lie in 32 lanes, so that tl.sum would take 5 shuffles a value.
-    Here each step halves the values as it adds, 1 in all: afterwards lane i has the columns i, i + 32, ...
+def over_rows(values, MAXIMUM: tl.constexpr, ROW_LANES: tl.constexpr):
+    """tl.max or tl.sum of every column. ROW_LANES: how many neighbouring rows lie in as many lanes, 32 in tensor memory
+    and 8 in a fragment of mma.sync or wgmma, which has the next 8 in the same lanes again. tl.sum would take log2 of
+    that in shuffles for every value. Here each step halves the values as it adds: one shuffle a value, in all.
+    1: as Triton does it.
     """
-    if BY_LANE:
-        ROWS: tl.constexpr = values.shape[0]
-        COLS: tl.constexpr = values.shape[1]
-        for step in tl.static_range(5):
-            values = half_over_rows(values, 1 << step, MAXIMUM)
-        values = tl.reshape(values, (ROWS // 32, 32, COLS // 32))
-        return tl.reshape((tl.max(values, 0) if MAXIMUM else tl.sum(values, 0)).T, (COLS,))
-    else:
+    if ROW_LANES == 1:
         return tl.max(values, 0) if MAXIMUM else tl.sum(values, 0)
+    else:
+        COLS: tl.constexpr = values.shape[1]
+        if ROW_LANES == 8:
+            values = tl.reshape(values, (values.shape[0] // 16, 2, 8, COLS))
+            values = tl.max(values, 1) if MAXIMUM else tl.sum(values, 1)
+            values = tl.reshape(values, (values.shape[0] * 8, COLS))
+        for step in tl.static_range(5 if ROW_LANES == 32 else 3):
+            values = half_over_rows(values, 1 << step, MAXIMUM)
+        values = tl.reshape(values, (values.shape[0] // ROW_LANES, ROW_LANES, COLS // ROW_LANES))
+        return tl.reshape((tl.max(values, 0) if MAXIMUM else tl.sum(values, 0)).T, (COLS,))
 
 
 @triton.jit

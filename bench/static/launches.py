@@ -89,6 +89,7 @@ def _fused_arguments(configuration: Configuration) -> dict[str, Any]:
         "col_sums": col_sums,
         "CAP": configuration.terms == "capped",
         "OWNS_CANDIDATES": owns_candidates,
+        "ROW_LANES": configuration.plan.row_lanes,
     }
 
 
@@ -179,7 +180,8 @@ _KERNELS: dict[str, tuple[Any, Callable[[Configuration], dict[str, Any]]]] = {
 
 def _sweep_arguments(configuration: Configuration) -> dict[str, Any]:
     arguments = _tile_arguments(configuration, WINDOW)
-    return {**arguments, "GROUP_ROWS": configuration.plan.group_rows, "PARTS": configuration.plan.parts}
+    plan = configuration.plan
+    return {**arguments, "GROUP_ROWS": plan.group_rows, "PARTS": plan.parts, "ROW_LANES": plan.row_lanes}
 
 
 def _tile_arguments(configuration: Configuration, window: int) -> dict[str, Any]:

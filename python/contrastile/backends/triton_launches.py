@@ -92,7 +92,8 @@ class TritonSweep(Sweep):
         self._launch(kernel, tile_rows * tile_cols, window, *arguments, **constants)
 
     def _launch(self, kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-        arguments, constants = (*self.embeddings, *arguments), constants | self._tile_constants()
+        arguments = (*self.embeddings, *arguments)
+        constants |= self._tile_constants() | {"ROW_LANES": self.plan.row_lanes}
         self._start(kernel, programs, arguments, constants, self.form_of_embeddings)
 
     def _tile_constants(self) -> dict[str, Any]:
