@@ -73,6 +73,7 @@ def problem(sizes: tuple[int, ...], more: int, dtype: torch.dtype) -> dict[str, 
         "x": unit_rows(rows, DIM, dtype, 1),
         "y": unit_rows(cols, DIM, dtype, 2),
         "scale": torch.tensor(9.0, dtype=dtype),
+        "bias": torch.tensor(-4.0, dtype=dtype),
         "row_scale": 5 + 10 * vector(rows),
         "log_u": -3 * vector(rows),
         "log_v": -3 * vector(cols),
@@ -116,6 +117,12 @@ def _nt_xent(p, share, options, *, scale="scale", **fixed):
     return ct.nt_xent(p["x"], p[scale], positives=_positives(p, share, "partners"), **fixed, **options)
 
 
+def _siglip(p, share, options, *, scale="scale", given=(), **fixed):
+    groups = (p["row_ids"][share.rows], p["col_ids"][share.cols]) if "groups" in given else None
+    positives = _positives(p, share)
+    return ct.siglip(p["x"], p["y"], p[scale], p["bias"], positives=positives, groups=groups, **fixed, **options)
+
+
 def _normalizers(p, share, options, *, with_positives=True, **fixed):
     positives = _positives(p, share) if with_positives else None
     row_lse, col_lse = ct.log_normalizers(p["x"], p["y"], p["scale"], positives=positives, **fixed, **options)
@@ -139,6 +146,11 @@ CASES = {
     "gamma": Case(partial(_gamma, log_multiplier=1.1, given=("row_draws", "col_draws"))),
     "gamma_uncapped_sum": Case(partial(_gamma, cap=False, reduction="sum", given=("groups",))),
     "gamma_none": Case(partial(_gamma, reduction="none"), by_row=True),
+    "siglip": Case(partial(_siglip), ("x", "y", "scale", "bias"), 2),
+    "siglip_none_groups": Case(
+        partial(_siglip, reduction="none", given=("groups",), scale="row_scale"), (*BY_ROW, "bias"), 2, True
+    ),
+    "siglip_bias_alone": Case(partial(_siglip, reduction="sum"), ("bias",)),
     "log_normalizers": Case(partial(_normalizers, log_multiplier=-0.3), by_row=True),
     "log_normalizers_rows": Case(
         partial(_normalizers, with_positives=False, columns=False), more_columns=2, by_row=True
@@ -193,7 +205,7 @@ def joined(name: str, found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         if key == "loss" and not case.by_row:
             assert all(torch.equal(part, parts[0]) for part in parts), "processes have different losses"
             whole[key] = parts[0]
-        elif key == "dscale":
+        elif key in ("dscale", "dbias"):
             whole[key] = torch.stack(parts).sum(0) / factor
         else:
             whole[key] = torch.cat(parts) / (factor if key.startswith("d") else 1)

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from contrastile.backends import workspace_bytes
-from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairProblem, PairStats, SoftmaxWeights
+from contrastile.pairs import (
+    GivenWeights,
+    GradNeeds,
+    PairGrads,
+    PairProblem,
+    PairStats,
+    SoftmaxWeights,
+    WeightFunction,
+)
 
 ELEMENT_TYPES = {
     torch.float16: "float16",
@@ -137,7 +145,7 @@ class _Call:
             col_shift=self._at(weights.col_shift),
             col_gain=self._at(weights.col_gain),
             positive_coeff=self._at(weights.positive_coeff),
-            cap=weights.cap,
+            cap=weights.function is WeightFunction.CAPPED,
         )
 
     def native_grads(self, grads: PairGrads) -> Any:

@@ -29,7 +29,7 @@ from contrastile.backends.tiled.gradients import (
 from contrastile.backends.tiled.launches import Kernels, Sweep
 from contrastile.backends.tiled.sums import Totals
 from contrastile.kernels.plans import TilePlan
-from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairProblem, PairStats, SoftmaxWeights
+from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairProblem, PairStats, SoftmaxWeights, WeightFunction
 
 
 def positive_logits(kernels: Kernels, problem: PairProblem) -> Tensor:
@@ -103,7 +103,8 @@ def _given_grad(
     new_totals: Callable[[], Totals] | None,  # None: no sums on the way
 ) -> tuple[Gradients, Totals]:
     sums = new_totals is not None
-    wanted, capped = needs.dx or needs.dy or needs.moment, weights.cap and computes_both(needs)
+    is_capped = weights.function is WeightFunction.CAPPED
+    wanted, capped = needs.dx or needs.dy or needs.moment, is_capped and computes_both(needs)
     fused = kernels.fused_plan(problem, sums, capped) if wanted else None
     if problem.anchors.dtype == torch.float16 and largest is None:
         fused = None  # nothing tells how to fit the coefficients into float16
