@@ -83,7 +83,7 @@ class Dense:
             t = self.s - typed(weights.row_shift)[:, None]
             c = c + typed(weights.row_gain)[:, None] * f(t)
             results["row_mass"] = mass(t).sum(1)
-            if weights.function is SIGMOID:
+            if weights.function is SIGMOID and not self.self_similarity:
                 results["row_weight"] = torch.where(self.negative, f(t), 0.0).sum(1)
         if weights.col_shift is not None:
             t = self.s - typed(weights.col_shift)

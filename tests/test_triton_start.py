@@ -26,7 +26,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 PLAN = tile_plan("gradient", "sm_90", 16, 512, True, False)
 CONSTANTS = {
-    "CAP": False,
+    "FUNCTION": "exponential",
     "DEPTH": 512,
     "BLOCK_ROWS": PLAN.block_rows,
     "BLOCK_COLS": PLAN.block_cols,

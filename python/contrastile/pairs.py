@@ -112,7 +112,7 @@ class GradNeeds:
     dx: bool
     dy: bool
     moment: bool = False  # row_moment
-    row_weight: bool = False  # with GivenWeights that have a row_shift
+    row_weight: bool = False  # with GivenWeights of sigmoids by row, and no self_similarity
     stats: bool = False  # PairStats of the same sweep; always given with SoftmaxWeights
     positives: bool = True  # their logits in these; with GivenWeights they may be left out
     late: bool = False  # dx, dy and row_moment may be left as PairGrads.rows

@@ -86,7 +86,7 @@ class CudaSweep(Sweep):
         return self.native.Window(*window)
 
     def _sums(self, sums: Sums) -> Any:
-        return self.native.Sums(*map(_at, sums))
+        return self.native.Sums(*map(_at, sums[:3]))  # no sums of weights, without sigmoids
 
     def _weights(self, weights: Weights, function: WeightFunction) -> Any:
         return self.native.Weights(*map(_at, weights), function is WeightFunction.CAPPED)

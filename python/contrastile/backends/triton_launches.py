@@ -61,9 +61,7 @@ class TritonSweep(Sweep):
     def coefficients(
         self, window: Window, weights: Weights, strip: Strip, row_sums: Sums, col_sums: Sums, function: WeightFunction
     ) -> None:
-        self._launch_tiles(
-            coefficients_kernel, window, weights, strip, row_sums, col_sums, CAP=function is WeightFunction.CAPPED
-        )
+        self._launch_tiles(coefficients_kernel, window, weights, strip, row_sums, col_sums, FUNCTION=function.value)
 
     def gradient(
         self,
@@ -82,7 +80,7 @@ class TritonSweep(Sweep):
             gradient_kernel,
             programs,
             *arguments,
-            CAP=function is WeightFunction.CAPPED,
+            FUNCTION=function.value,
             OWNS_CANDIDATES=owns_candidates,
         )
 

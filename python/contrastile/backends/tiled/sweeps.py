@@ -65,7 +65,7 @@ def pair_grad(
 ) -> PairGrads:
     sweep = kernels.sweep(problem, kernels.strip_plan(problem, sums=True))
     if isinstance(weights, GivenWeights):
-        new_totals = partial(Totals.of_gradients, problem, weights, needs.stats)
+        new_totals = partial(Totals.of_gradients, problem, weights, needs.stats, needs.row_weight)
         largest = largest_coefficient(weights) if problem.anchors.dtype == torch.float16 else None
         grads, totals = _given_grad(kernels, problem, weights, largest, needs, new_totals)
         stats = totals.stats(sweep.positives() if needs.positives else None) if needs.stats else None
@@ -74,9 +74,9 @@ def pair_grad(
         totals = Totals.none(problem)
     rows = grads.rows(kernels)
     if needs.late:
-        return PairGrads(None, None, None, totals.rows.mass, totals.col_mass, stats, rows)
+        return PairGrads(None, None, None, totals.rows.mass, totals.col_mass, stats, rows, totals.rows.weight)
     finished = rows.finish(problem.anchors, None, torch.float32, joined=False)
-    return PairGrads(*finished, totals.rows.mass, totals.col_mass, stats)
+    return PairGrads(*finished, totals.rows.mass, totals.col_mass, stats, row_weight=totals.rows.weight)
 
 
 def _softmax_grad(
