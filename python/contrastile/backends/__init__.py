@@ -32,7 +32,7 @@ DEVICES = {
 GPU_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 DTYPES = {"triton": GPU_DTYPES, "cuda": GPU_DTYPES}  # likewise dtypes of embeddings
 EXPONENTIALS = (WeightFunction.EXPONENTIAL, WeightFunction.CAPPED)
-FUNCTIONS = dict.fromkeys(("cuda", "cpu"), EXPONENTIALS)  # likewise functions of weights
+FUNCTIONS = {"cuda": EXPONENTIALS}  # likewise functions of weights
 MODULES = {name: f"contrastile.backends.{name}" for name in AUTOMATIC_ORDER}
 
 DEFAULT_WORKSPACE_MB = 64
