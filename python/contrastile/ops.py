@@ -214,7 +214,8 @@ def _fake_retrieval_ranks(x: Tensor, *_: Any) -> Tensor:
 def pair_grad(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = PairInputs(*arguments[:INPUTS])
     *vectors, function, form_dx, form_dy, form_dscale, backend = arguments[INPUTS:]
-    weights, wants = GivenWeights(*vectors, function=WeightFunction(function)), Wants(form_dx, form_dy, form_dscale)
+    described = (*vectors, WeightFunction(function))
+    weights, wants = GivenWeights(*described), Wants(form_dx, form_dy, form_dscale)
     formed, _ = formulas.pair_gradients(inputs, weights, wants, backend)
     return tuple(_present(inputs, formulas.complete(inputs, formed)))
 
