@@ -51,13 +51,13 @@ def level_of(loss):
     return (level.full_tensor() if hasattr(level, "full_tensor") else level).clone()
 
 
-def trained(world, rank):
+def trained(rank):
     found = {}
     for kind in KINDS:
         for mode in ("mixed", "lagged"):
             loss = loss_of(kind, mode)
             found[kind, mode] = {
-                "losses": torch.stack(train(loss, range(STEPS), world, rank)),
+                "losses": torch.stack(train(loss, range(STEPS), 3, rank)),
                 "level": level_of(loss),
                 "visits": loss.normalizer.visits,
                 "rejected": loss.normalizer.rejected,
@@ -69,13 +69,12 @@ def trained(world, rank):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    return {world: in_processes(world, partial(trained, world), tmp_path_factory.mktemp("trained")) for world in (1, 3)}
+    return in_processes(3, trained, tmp_path_factory.mktemp("trained"))
 
 
 @pytest.mark.parametrize("mode", ["mixed", "lagged"])
-@pytest.mark.parametrize("world", [1, 3])
-def test_a_memory_spread_over_processes_estimates_as_a_whole_one_to_the_bit(found, world, mode):
-    for of_rank in found[world]:
+def test_a_memory_spread_over_processes_estimates_as_a_whole_one_to_the_bit(found, mode):
+    for of_rank in found:
         whole, sharded = of_rank["whole", mode], of_rank["sharded", mode]
         assert int(whole["rejected"]) > 0
         assert whole["losses"][[0, 1, 3]].isfinite().all()
@@ -85,7 +84,7 @@ def test_a_memory_spread_over_processes_estimates_as_a_whole_one_to_the_bit(foun
 
 def test_a_process_keeps_its_share_and_one_entry(found):
     own = (slice(0, 9), slice(9, 18), slice(18, 25))
-    for of_rank, part in zip(found[3], own, strict=True):
+    for of_rank, part in zip(found, own, strict=True):
         assert int(of_rank["sharded", "mixed"]["kept"]) == 2 * (9 + 1)
         level = of_rank["whole", "mixed"]["level"]
         assert of_rank["sharded", "mixed"]["seen"] == (level[0, part] > -torch.inf).float().mean()
