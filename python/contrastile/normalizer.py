@@ -146,8 +146,7 @@ class LogNormalizerMemory(nn.Module):
 
     def __init__(self, num_samples: int, *, update_rate: float = UPDATE_RATE, columns: bool = True) -> None:
         super().__init__()
-        if num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}: expected at least 1")
+        check_count(num_samples)
         if not 0 < update_rate <= 1:
             raise ValueError(f"update_rate is {update_rate}: expected a number above 0, at most 1")
         self.num_samples = num_samples
@@ -158,7 +157,7 @@ class LogNormalizerMemory(nn.Module):
 
     def estimate(self, index: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
         """As of the last update, at the batch's scale: see `Normalizer`. Index (B,) int64 within num_samples."""
-        known = self._log_z(self.level[:, index], batch)
+        known = self._log_z(self._recall(index, batch), batch)
         return known[0], known[1] if len(known) == 2 else None
 
     @torch.no_grad()
@@ -173,14 +172,21 @@ class LogNormalizerMemory(nn.Module):
             raise ValueError(f"this memory keeps {len(self.level)} log-normaliser(s) per sample: expected {wanted}")
         found = row_lse[None] if col_lse is None else torch.stack([row_lse, col_lse])
         found = log_mean_of_equals(index, found.to(self.level.dtype))
-        old = self.level[:, index]
+        old = self._recall(index, batch)
         moved = self._moved(self._log_z(old, batch), found)
         level = (torch.where(old == -torch.inf, found, moved) - batch.log_count) / batch.fixed_scale
         usable = (found.isfinite() & level.isfinite()).all(0)
         # Equal indices carry equal values by now, so the order of these writes does not matter.
-        self.level.index_copy_(1, index, torch.where(usable, level.to(old.dtype), old))
+        self._keep(index, torch.where(usable, level.to(old.dtype), old))
         self.visits.add_(usable.sum())
         self.rejected.add_((~usable).sum())
+
+    def _recall(self, index: Tensor, batch: PairBatch) -> Tensor:
+        """Levels of the samples `index` (B,), (sides, B)."""
+        return self.level[:, index]
+
+    def _keep(self, index: Tensor, level: Tensor) -> None:
+        self.level.index_copy_(1, index, level)
 
     def _moved(self, log_z: Tensor, found: Tensor) -> Tensor:
         """log Z of known samples after a visit that found `found`, (sides, B) each."""
@@ -222,6 +228,11 @@ class StochasticLogNormalizerMemory(LogNormalizerMemory):
         gap = found - log_z
         step = self.update_rate * torch.expm1(gap)
         return log_z + torch.where(gap > 0, step.minimum(gap), step.maximum(gap))
+
+
+def check_count(num_samples: int) -> None:
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}: expected at least 1")
 
 
 def same_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
