@@ -5,7 +5,7 @@ from contrastile.backends import use_backend
 from contrastile.cached import GradientCache, cached_backward
 from contrastile.evaluate import recall_at_k, retrieval_ranks
 from contrastile.functional import GammaOutput, gamma_contrastive, info_nce, log_normalizers, nt_xent
-from contrastile.losses import ClipLoss, GammaContrastiveLoss, NTXentLoss
+from contrastile.losses import ClipLoss, GammaContrastiveLoss, NTXentLoss, RobustContrastiveLoss
 from contrastile.structure import (
     BrownianBridgeLoss,
     FeatureSeparationLoss,
@@ -29,6 +29,7 @@ __all__ = [
     "GeometricConsistencyLoss",
     "GradientCache",
     "NTXentLoss",
+    "RobustContrastiveLoss",
     "SeparatingHeads",
     "autograd",
     "backends",

@@ -248,13 +248,32 @@ def same_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 def log_mean_of_equals(index: Tensor, values: Tensor) -> Tensor:
     """At each position, the log of the mean of exp(values) over all positions with the same index.
 
-    index (B,), values (sides, B) -> (sides, B). Sorting and numbering the runs keeps every shape static.
+    index (B,), values (sides, B) -> (sides, B).
     """
+    run_of = _runs_of_equals(index).expand_as(values)
+    top = torch.full_like(values, -torch.inf).scatter_reduce(1, run_of, values, "amax").gather(1, run_of)
+    return top + (_sums(run_of, (values - top).exp()) / _sums(run_of, torch.ones_like(values))).log()
+
+
+def mean_of_equals(index: Tensor, values: Tensor) -> Tensor:
+    """At each position, the mean of values over all positions with the same index: (B,), (sides, B) -> (sides, B)."""
+    run_of = _runs_of_equals(index).expand_as(values)
+    return _sums(run_of, values) / _sums(run_of, torch.ones_like(values))
+
+
+def count_of_equals(index: Tensor) -> Tensor:
+    """At each position, how many have the same index: (B,) -> (B,) int64."""
+    return _sums(_runs_of_equals(index)[None], torch.ones_like(index)[None])[0]
+
+
+def _runs_of_equals(index: Tensor) -> Tensor:
+    """A number below B for each distinct index, (B,). Sorting and numbering the runs keeps every shape static."""
     ordered, order = index.sort(stable=True)
     run = torch.zeros_like(index)
     run[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
-    run_of = torch.zeros_like(index).scatter(0, order, run).expand_as(values)
-    top = torch.full_like(values, -torch.inf).scatter_reduce(1, run_of, values, "amax")
-    total = torch.zeros_like(values).scatter_add(1, run_of, (values - top.gather(1, run_of)).exp())
-    count = torch.zeros_like(values).scatter_add(1, run_of, torch.ones_like(values))
-    return (top + (total / count).log()).gather(1, run_of)
+    return torch.zeros_like(index).scatter(0, order, run)
+
+
+def _sums(run_of: Tensor, values: Tensor) -> Tensor:
+    """At each position, the sum of values over its run: (sides, B) each."""
+    return torch.zeros_like(values).scatter_add(1, run_of, values).gather(1, run_of)
