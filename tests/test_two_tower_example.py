@@ -21,11 +21,11 @@ from contrastile.demo.data import drawings, family_of, is_held_out  # noqa: E402
 from examples.two_tower import captions, corpus, groups, measures, report, runs  # noqa: E402
 from examples.two_tower.__main__ import SHORT_KEEPS_ONE_IN, main  # noqa: E402
 from examples.two_tower.images import jittered  # noqa: E402
-from examples.two_tower.objectives import CONTRASTS, STRUCTURES, Objective  # noqa: E402
+from examples.two_tower.objectives import STRUCTURES, Objective  # noqa: E402
 from examples.two_tower.towers import Embedded  # noqa: E402
 from examples.two_tower.train import Run, Settings, perform, train  # noqa: E402
 
-KEEP_ONE_IN, SHORT_EPOCHS = 16, 8
+KEEP_ONE_IN, LEARNING_EPOCHS = SHORT_KEEPS_ONE_IN, 10
 CAPTION = "woman running facing right light skin tone"
 
 
@@ -197,16 +197,16 @@ def test_intervals_are_those_of_student():
     assert half == pytest.approx(4.303 * 0.07**0.5 / 3**0.5, rel=2e-3)  # 97.5 % of t with two degrees of freedom
 
 
-@pytest.mark.parametrize("contrast", CONTRASTS)
-@pytest.mark.parametrize("structure", ["alone", "all"])
+@pytest.mark.parametrize(("contrast", "structure"), [("InfoNCE", "alone"), ("gamma", "all")])
 def test_a_short_run_learns_and_beats_chance(data, contrast, structure, work):
-    row = perform(Run(contrast, structure, 16, seed=0), Settings(SHORT_EPOCHS, KEEP_ONE_IN), work)
-    held_out = len(data.dataset.held_out)
-    assert len(row["losses"]) == SHORT_EPOCHS
-    assert row["losses"][-1] < row["losses"][0] - 0.3
-    assert row["zero-shot"] > 1.2 / len(groups.NAMES)
+    row = perform(Run(contrast, structure, 16, seed=0), Settings(LEARNING_EPOCHS, KEEP_ONE_IN), work)
+    losses, held_out = row["loss by epoch"], len(data.dataset.held_out)
+    assert len(losses) == LEARNING_EPOCHS
+    assert row["steps"] == LEARNING_EPOCHS * (len(data.dataset.train) // 16)
+    assert losses[-1] < losses[0] - 0.5
+    assert row["zero-shot"] > 1.3 / len(groups.NAMES)
     assert row["linear probe"] > 1.5 / len(groups.NAMES)
-    assert row["image to text R@10"] + row["text to image R@10"] > 1.2 * 20 / held_out
+    assert row["image to text R@10"] + row["text to image R@10"] > 1.3 * 20 / held_out
 
 
 def test_a_run_repeats(data):
@@ -258,7 +258,7 @@ def test_a_command_goes_on_where_it_was_cut_off(work, monkeypatch, capsys):
     ids=["too large", "too small", "other settings"],
 )
 def test_bad_options_are_named(arguments, message, work, capsys):
-    settings = {"epochs": 1, "keep_one_in": SHORT_KEEPS_ONE_IN, "validate": False}
+    settings = {"epochs": 1, "keep_one_in": KEEP_ONE_IN, "validate": False}
     (work / "other.json").write_text(json.dumps({"settings": settings, "runs": []}))
     with pytest.raises(SystemExit):
         main(["--short", "--work", str(work), "--out", str(work / "other.json"), *arguments])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -38,7 +38,7 @@ class Corpus:
         return images, dropped(tokens[:, :longest], generator)
 
 
-@lru_cache(maxsize=1)
+@cache
 def load(cache_folder: Path, keep_one_in: int, validate: bool) -> Corpus:
     """The pairs of every keep_one_in-th family.
 

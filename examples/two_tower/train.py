@@ -41,7 +41,7 @@ class Settings:
 
 
 def train(data: Corpus, run: Run, epochs: int) -> tuple[HeadedTowers, list[float]]:
-    """The towers, and the loss of each epoch, the mean over its batches.
+    """The towers, and the loss of each step.
 
     The same seed gives the same start, order of pairs and augmentations at the same batch and number of views.
     """
@@ -66,8 +66,7 @@ def train(data: Corpus, run: Run, epochs: int) -> tuple[HeadedTowers, list[float
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-    a_epoch = count // batch
-    return towers, [mean(losses[start : start + a_epoch]) for start in range(0, len(losses), a_epoch)]
+    return towers, losses
 
 
 def perform(run: Run, settings: Settings, cache_folder: Path, model: Path | None = None) -> dict[str, Any]:
@@ -81,5 +80,11 @@ def perform(run: Run, settings: Settings, cache_folder: Path, model: Path | None
         model.parent.mkdir(parents=True, exist_ok=True)
         torch.save(towers.state_dict(), model)
     measured = measure(towers, data, torch.Generator().manual_seed(0))
-    scale = towers.scale.item()
-    return {**asdict(run), **measured, "scale": scale, "losses": losses, "seconds": round(seconds, 1)}
+    a_epoch = len(losses) // settings.epochs
+    trained = {
+        "steps": len(losses),
+        "loss by epoch": [mean(losses[start : start + a_epoch]) for start in range(0, len(losses), a_epoch)],
+        "scale": towers.scale.item(),
+        "seconds": round(seconds, 1),
+    }
+    return {**asdict(run), **measured, **trained}
