@@ -18,7 +18,9 @@ from examples.two_tower.objectives import Objective
 from examples.two_tower.towers import HeadedTowers
 
 INIT_SCALE = 7.0
-LEARNING_RATE, AT_BATCH = 1e-3, 32  # of AdamW; it grows with the square root of the batch
+# Of AdamW. By validation families after 12 epochs of InfoNCE, the best of 1, 2 and 4e-3 for batches of 32; beside 4e-3, as
+# good for 128 and better for 512.
+LEARNING_RATE = 2e-3
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,7 @@ def train(data: Corpus, run: Run, epochs: int) -> tuple[HeadedTowers, list[float
         raise ValueError(f"batch is {batch}: expected at most {count}, the number of training pairs")
     towers = HeadedTowers(INIT_SCALE)
     objective = Objective(run.contrast, run.structure, count)
-    rate = LEARNING_RATE * (batch / AT_BATCH) ** 0.5
-    optimizer = torch.optim.AdamW(parameter_groups(towers), lr=rate, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(towers), lr=LEARNING_RATE, fused=True)
     steps = epochs * (count // batch)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_up_then_cosine(step / steps))
     losses = []
