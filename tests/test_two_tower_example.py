@@ -26,7 +26,7 @@ from examples.two_tower.towers import Embedded  # noqa: E402
 from examples.two_tower.train import Run, Settings, perform, train  # noqa: E402
 
 KEEP_ONE_IN = SHORT_KEEPS_ONE_IN
-LEARNING = Settings(epochs=8, keep_one_in=6)  # enough to be told from chance
+LEARNING_KEEPS_ONE_IN = 6  # what is learned from fewer is hard to tell from chance
 CAPTION = "woman running facing right light skin tone"
 
 
@@ -199,13 +199,13 @@ def test_intervals_are_those_of_student():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("contrast", "structure"), [("InfoNCE", "alone"), ("gamma", "all")])
-def test_a_short_run_learns_and_beats_chance(contrast, structure, work):
-    data = corpus.load(work, LEARNING.keep_one_in, False)
-    row = perform(Run(contrast, structure, 32, seed=0), LEARNING, work)
+@pytest.mark.parametrize(("contrast", "structure", "epochs"), [("InfoNCE", "alone", 8), ("gamma", "all", 5)])
+def test_a_short_run_learns_and_beats_chance(contrast, structure, epochs, work):
+    data = corpus.load(work, LEARNING_KEEPS_ONE_IN, False)
+    row = perform(Run(contrast, structure, 32, seed=0), Settings(epochs, LEARNING_KEEPS_ONE_IN), work)
     losses, held_out = row["loss by epoch"], len(data.dataset.held_out)
-    assert len(losses) == LEARNING.epochs
-    assert row["steps"] == LEARNING.epochs * (len(data.dataset.train) // 32)
+    assert len(losses) == epochs
+    assert row["steps"] == epochs * (len(data.dataset.train) // 32)
     assert losses[-1] < losses[0] - 0.5
     if structure == "alone":  # so few steps leave the prompts of the others to the seed
         assert row["zero-shot"] > 1.3 / len(groups.NAMES)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 IMAGE_COLOUR, TEXT_COLOUR = COLOURS[2], COLOURS[1]
+REACH = 1.35  # of a panel, from the middle of the unit rows
 RECALL = "recall@10 among held-out pairs, %, both directions"
 
 
@@ -50,7 +51,7 @@ def draw(folder: Path, rows: Sequence[dict[str, Any]], data: Corpus, work: Path)
 def draw_geometry(picture: Path, runs: Sequence[Run], data: Corpus, work: Path) -> None:
     """A panel a run: the first two principal components of both modalities together, pairs joined by a line.
 
-    One pair of each held-out family is drawn. All panels have the scale of the unit sphere.
+    One pair of each held-out family is drawn. All panels have one scale.
     """
     from matplotlib import pyplot
 
@@ -74,7 +75,7 @@ def draw_geometry(picture: Path, runs: Sequence[Run], data: Corpus, work: Path) 
         v, t = (side[shown] for side in embed(towers_of(work, run), data.dataset, held_out))
         _modalities(axis, v, t)
         axis.set_title(f"{run.contrast}, {run.structure}\ngap {float((v.mean(0) - t.mean(0)).norm()):.2f}", fontsize=9)
-    axes[0, 0].legend(fontsize=7, loc="lower left", frameon=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(picture, dpi=110)
     pyplot.close(figure)
 
@@ -95,8 +96,8 @@ def _modalities(axis: Axes, v: Tensor, t: Tensor) -> None:
     axis.scatter(*captions.T.tolist(), s=5, color=TEXT_COLOUR, marker="^", label="captions", zorder=2)
     axis.text(0.98, 0.02, f"{100 * share:.0f} % of the variance", fontsize=7, ha="right", transform=axis.transAxes)
     axis.set_axis_on()
-    axis.set_xlim(-1.1, 1.1)
-    axis.set_ylim(-1.1, 1.1)
+    axis.set_xlim(-REACH, REACH)
+    axis.set_ylim(-REACH, REACH)
     axis.set_aspect("equal")
     axis.set_xticks([])
     axis.set_yticks([])
