@@ -21,7 +21,7 @@ from examples.two_tower.report import report
 from examples.two_tower.runs import Results, complete
 from examples.two_tower.train import Run, Settings
 
-SEEDS, EPOCHS, BATCH = 3, 16, 32
+SEEDS, EPOCHS, BATCH = 3, 12, 32
 SHORT_EPOCHS, SHORT_KEEPS_ONE_IN = 4, 12  # of the families: shows that everything runs
 
 
