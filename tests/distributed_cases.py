@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -221,8 +223,7 @@ def in_processes(world: int, function: Callable[[int], Any], folder: Path, timeo
     function and what it returns can be pickled, tensors among the latter. A server process that has imported
     everything is forked once for each.
     """
-    if not distributed.is_available() or not distributed.is_gloo_available():
-        pytest.skip("torch has no gloo")
+    _need_gloo()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["contrastile", "distributed_cases", "torch.distributed.fsdp"])
     processes = [
@@ -260,3 +261,28 @@ def _process(function: Callable[[int], Any], rank: int, world: int, folder: str)
     if error is None:
         distributed.barrier()
     os._exit(0)  # gloo's threads may abort an orderly exit
+
+
+def torchrun(script: Path, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """The script in two processes of this machine.
+
+    With the launcher's store shared from restart to restart, a process that is early finds the addresses of the killed
+    ones in it, and ends at once: https://github.com/pytorch/pytorch/issues/135712.
+    """
+    _need_gloo()
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the loopback device has its name on Linux")
+    environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    command = "-m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node 2 --monitor-interval 0.1"
+    return subprocess.run(
+        [sys.executable, *command.split(), f"--max-restarts={restarts}", str(script), *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+
+
+def _need_gloo() -> None:
+    if not distributed.is_available() or not distributed.is_gloo_available():
+        pytest.skip("torch has no gloo")

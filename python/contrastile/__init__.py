@@ -6,7 +6,7 @@ from contrastile.cached import GradientCache, cached_backward
 from contrastile.evaluate import recall_at_k, retrieval_ranks
 from contrastile.functional import GammaOutput, gamma_contrastive, info_nce, log_normalizers, nt_xent
 from contrastile.functional_siglip import siglip
-from contrastile.losses import ClipLoss, GammaContrastiveLoss, NTXentLoss, SigLipLoss
+from contrastile.losses import ClipLoss, GammaContrastiveLoss, NTXentLoss, RobustContrastiveLoss, SigLipLoss
 from contrastile.structure import (
     BrownianBridgeLoss,
     FeatureSeparationLoss,
@@ -30,6 +30,7 @@ __all__ = [
     "GeometricConsistencyLoss",
     "GradientCache",
     "NTXentLoss",
+    "RobustContrastiveLoss",
     "SeparatingHeads",
     "SigLipLoss",
     "autograd",
