@@ -1,6 +1,6 @@
 """What `pip install` leaves behind: with and without a compiler, as a wheel, editable, from a source distribution.
 
-Nothing is downloaded but nvcc with the tools of its build. Every installation goes into an empty virtual environment
+Nothing is downloaded. Every installation goes into an empty virtual environment
 that sees the build tools alone, so a build that imported torch would fail; torch and the rest are lent to it
 afterwards, by a .pth file.
 """
