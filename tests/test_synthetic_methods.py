@@ -42,6 +42,14 @@ def gradients_of(loss, step, run):
     return ROWS * torch.stack(torch.autograd.grad(loss(*leaves), leaves))
 
 
+def assert_gradients_are_of(losses, method, step):
+    """A loss of the package for each run."""
+    ours = method.gradients(step)
+    for run, loss in enumerate(losses):
+        truth = gradients_of(lambda x, y: loss(x, y, step.index), step, run)  # noqa: B023
+        torch.testing.assert_close(ours[:, run], truth, rtol=1e-4, atol=1e-6)
+
+
 class Averages:
     """u of one run and both sides: the batch's mean on the first visit."""
 
@@ -110,10 +118,8 @@ def test_isogclr_is_the_loss_of_the_package():
         for _ in range(RUNS)
     ]
     for step in steps():
-        ours = method.gradients(step)
+        assert_gradients_are_of(losses, method, step)
         for run, loss in enumerate(losses):
-            truth = gradients_of(lambda x, y: loss(x, y, step.index), step, run)  # noqa: B023
-            torch.testing.assert_close(ours[:, run], truth, rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(method.relative[:, run].float(), loss.temperatures.relative)
 
 
@@ -196,10 +202,7 @@ def test_gamma_by_embedding_is_the_loss_of_the_package(normalizer):
         for _ in range(RUNS)
     ]
     for step in steps():
-        ours = method.gradients(step)
-        for run, loss in enumerate(losses):
-            truth = gradients_of(lambda x, y: loss(x, y, step.index), step, run)  # noqa: B023
-            torch.testing.assert_close(ours[:, run], truth, rtol=1e-4, atol=1e-6)
+        assert_gradients_are_of(losses, method, step)
 
 
 # LibAUC: https://github.com/Optimization-AI/LibAUC, its loss of two modalities

@@ -44,7 +44,7 @@ COVER = {
 }
 
 
-@pytest.mark.parametrize("file", [pytest.param(file, marks=pytest.mark.xdist_group(file)) for file in COVER])
+@pytest.mark.parametrize("file", COVER)
 def test_passes_in_the_interpreter(file):
     arguments = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / file)]
     if not FULL:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from contrastile.normalizer import mean_of_equals, same_dtype
+from contrastile.normalizer import check_count, mean_of_equals, same_dtype
 
 
 class SampleTemperatures(nn.Module):
@@ -53,8 +53,7 @@ class SampleTemperatures(nn.Module):
         columns: bool = True,
     ) -> None:
         super().__init__()
-        if num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}: expected at least 1")
+        check_count(num_samples)
         for name, value in (("rho", rho), ("step", step)):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value}: expected a finite number of at least 0")
