@@ -15,8 +15,9 @@ CONTRASTILE_CUDA ?= $(if $(shell command -v nvidia-smi),auto,0)
 
 PACKAGE_PARTS := pyproject.toml setup.py CMakeLists.txt tests/constraints.txt tests/constraints-triton.txt $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/* csrc/cuda/*)
 
-# Files in their order: by default those with the fewest tests, which are the longest ones, would come last.
-IN_PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+# A file stays in one process, as its tests share what they build. Files in their order: by default those with the
+# fewest tests, which are the longest ones, would come last.
+IN_PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := targets
 .DELETE_ON_ERROR:

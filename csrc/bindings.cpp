@@ -40,6 +40,13 @@ ElementType element_type(const std::string& name) {
   throw std::invalid_argument("element type " + name + ": expected float16, bfloat16, float32 or float64");
 }
 
+WeightFunction weight_function(const std::string& name) {
+  if (name == "exponential") return WeightFunction::exponential;
+  if (name == "capped") return WeightFunction::capped;
+  if (name == "sigmoid") return WeightFunction::sigmoid;
+  throw std::invalid_argument("weight function " + name + ": expected exponential, capped or sigmoid");
+}
+
 template <class Real>
 void bind_sweeps(py::module_& module, const char* suffix) {
   const auto named = [&](const char* name) { return std::string(name) + suffix; };
@@ -73,22 +80,21 @@ void bind_sweeps(py::module_& module, const char* suffix) {
 
   py::class_<GivenWeights<Real>>(module, named("GivenWeights").c_str())
       .def(py::init([](Address row_shift, Address row_gain, Address col_shift, Address col_gain, Address positive_coeff,
-                       bool cap) {
-             return GivenWeights<Real>{
-                 pointer<Real>(row_shift),      pointer<Real>(row_gain),
-                 pointer<Real>(col_shift),      pointer<Real>(col_gain),
-                 pointer<Real>(positive_coeff), cap ? WeightFunction::capped : WeightFunction::exponential};
+                       const std::string& function) {
+             return GivenWeights<Real>{pointer<Real>(row_shift),      pointer<Real>(row_gain),
+                                       pointer<Real>(col_shift),      pointer<Real>(col_gain),
+                                       pointer<Real>(positive_coeff), weight_function(function)};
            }),
            py::kw_only(), py::arg("row_shift"), py::arg("row_gain"), py::arg("col_shift"), py::arg("col_gain"),
-           py::arg("positive_coeff"), py::arg("cap"));
+           py::arg("positive_coeff"), py::arg("function"));
 
   py::class_<PairGrads<Real>>(module, named("PairGrads").c_str())
-      .def(py::init([](Address dx, Address dy, Address row_moment, Address row_mass, Address col_mass) {
-             return PairGrads<Real>{pointer<Real>(dx), pointer<Real>(dy), pointer<Real>(row_moment),
-                                    pointer<Real>(row_mass), pointer<Real>(col_mass)};
+      .def(py::init([](Address dx, Address dy, Address row_moment, Address row_mass, Address col_mass, Address row_weight) {
+             return PairGrads<Real>{pointer<Real>(dx),       pointer<Real>(dy),       pointer<Real>(row_moment),
+                                    pointer<Real>(row_mass), pointer<Real>(col_mass), pointer<Real>(row_weight)};
            }),
            py::kw_only(), py::arg("dx"), py::arg("dy"), py::arg("row_moment"), py::arg("row_mass"),
-           py::arg("col_mass"));
+           py::arg("col_mass"), py::arg("row_weight"));
 
   const py::call_guard<py::gil_scoped_release> without_gil;
   module.def(

@@ -35,7 +35,8 @@ class Sums(NamedTuple):
 
     max: Any  # (tiles, length): a shift: the largest logit or a number near it; -inf where there is none
     sum: Any  # (tiles, length): sum of exp(logit - shift)
-    mass: Any  # (tiles, length): sum of the weights phi of a gamma loss, which the gradient sweep alone has
+    mass: Any  # (tiles, length): sum of phi, the primitive of the weights; of the gradient sweep alone
+    weight: Any = None  # (tiles, length): sum of the weights f themselves; of sigmoids, by row alone
 
 
 class Weights(NamedTuple):

@@ -1,18 +1,20 @@
 """First half of the gradient sweep: coefficients C of a window of pairs, and the sums met on the way.
 
     C_ij = row_gain_i * f(s_ij - row_shift_i) + col_gain_j * f(s_ij - col_shift_j), the given value at positives,
-    0 at masked pairs; f = exp, or min(exp, 1) with the cap
+    0 at masked pairs; f = exp, min(exp, 1) (capped), or the sigmoid
 
     reads   X and Y once per tile column and tile row, mostly from the L2 cache in the grouped order of tiles
     writes  scale_i * C_ij, 2 bytes a pair (4 for float32 inputs), into a strip that two matrix products then read;
             12 bytes at most of sums for BLOCK pairs and direction
-    work    one product, 2 N M D flop; one exponential a pair
+    work    one product, 2 N M D flop; one exponential a pair, of sigmoids a reciprocal and a
+            polynomial of nine steps more
     bound   matrix pipe for D > 128 (docs/kernels.md has the count for every target)
 
 Both terms and all sums come from one exponential, exp(s - a) = exp(s - shift) * exp(shift - a), with a shift between
 those of the tile's first row and column. That is exact while all others lie within 40 of it, no sum underflows and
 no pair is capped; the sums themselves tell. Otherwise the tile takes one exponential for each term and sum. The cap
 needs no comparison by pair either: where a row's exponentials add up to 1 at most, none is above 1.
+Sigmoids are of one term in the losses there are, and take an exponential for each that is asked for.
 """
 
 from __future__ import annotations
@@ -49,13 +51,13 @@ def coefficients_kernel(
     strip,  # Strip
     row_sums,  # Sums (parts of tile columns, window rows)
     col_sums,  # Sums (tile rows, window columns)
-    CAP: tl.constexpr,
+    FUNCTION: tl.constexpr,  # value of a WeightFunction
     DEPTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     BLOCK_DEPTH: tl.constexpr,
     PARTS: tl.constexpr,
-    ROW_LANES: tl.constexpr,
+    ROW_LANES: tl.constexpr,  # of accumulators (tiles.over_rows)
     GROUP_ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
@@ -91,7 +93,7 @@ def coefficients_kernel(
         col_sums,
         tile_row,
         tile_col,
-        CAP,
+        FUNCTION,
         BLOCK_ROWS,
         BLOCK_COLS,
         PARTS,
@@ -111,7 +113,7 @@ def store_coefficients(
     col_sums,
     tile_row,
     tile_col,
-    CAP: tl.constexpr,
+    FUNCTION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     PARTS: tl.constexpr,
@@ -132,7 +134,7 @@ def store_coefficients(
                 col_sums,
                 tile_row,
                 2 * tile_col + side,
-                CAP,
+                FUNCTION,
                 BLOCK_ROWS,
                 BLOCK_COLS // 2,
                 PARTS // 2,
@@ -152,7 +154,7 @@ def store_coefficients(
             col_sums,
             tile_row,
             tile_col,
-            CAP,
+            FUNCTION,
             BLOCK_ROWS,
             BLOCK_COLS,
             ROW_LANES,
@@ -177,7 +179,7 @@ def tile_coefficients(
     col_sums,
     tile_row,
     tile_col,
-    CAP: tl.constexpr,
+    FUNCTION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     ROW_LANES: tl.constexpr,
@@ -192,39 +194,60 @@ def tile_coefficients(
 
     row_shift, row_gain = load_term(weights.row_shift, weights.row_gain, row, valid_row)
     col_shift, col_gain = load_term(weights.col_shift, weights.col_gain, col, valid_col)
-    shift = shift_of_tile(weights, first_row, first_col)
-    exponentials = exp(logits - shift)
-    row_factor = tl.where(valid_row, exp(shift - row_shift), 0.0)  # padding has no shift: it might overflow
-    col_factor = tl.where(valid_col, exp(shift - col_shift), 0.0)
-    row_sum, col_sum = tl.sum(exponentials, 1), over_rows(exponentials, False, ROW_LANES)
-    row_mass, col_mass = row_sum * row_factor, col_sum * col_factor
-    row_max, col_max = tl.zeros_like(row_sum) + shift, tl.zeros_like(col_sum) + shift
-    if weights.col_shift is None:
-        coefficients = exponentials * (row_gain * row_factor)[:, None]
-    elif weights.row_shift is None:
-        coefficients = exponentials * (col_gain * col_factor)[None, :]
-    else:
-        coefficients = exponentials * ((row_gain * row_factor)[:, None] + (col_gain * col_factor)[None, :])
-    is_exact = all_fit(weights.row_shift, row_sums, shift, row_shift, row_sum, row_mass, valid_row, CAP)
-    is_exact &= all_fit(weights.col_shift, col_sums, shift, col_shift, col_sum, col_mass, valid_col, CAP)
-    if not is_exact:
+    CAP: tl.constexpr = FUNCTION == "capped"
+    row_weight = row_gain  # of this shape; stored by sigmoids alone
+    if FUNCTION == "sigmoid":
+        row_max, row_sum, row_mass = row_gain, row_gain, row_gain
+        col_max, col_sum, col_mass = col_gain, col_gain, col_gain
         if weights.row_shift is not None:
-            if CAP:
-                row_shift, row_gain = load_term(weights.row_shift, weights.row_gain, row, valid_row)
-            row_weights, row_mass = weights_and_mass(logits, row_shift, 1, CAP, ROW_LANES)
-            coefficients = row_weights * row_gain[:, None]
+            coefficients, row_mass = weights_and_mass(logits, row_shift, 1, FUNCTION, ROW_LANES)
+            if row_sums.weight is not None:
+                row_weight = along(coefficients, 1, ROW_LANES)
+            coefficients *= row_gain[:, None]
         if weights.col_shift is not None:
-            if CAP:  # loaded again: kept until here, they would spill
-                col_shift, col_gain = load_term(weights.col_shift, weights.col_gain, col, valid_col)
-            col_weights, col_mass = weights_and_mass(logits, col_shift, 0, CAP, ROW_LANES)
-            col_term = col_weights * col_gain[None, :]
+            col_term, col_mass = weights_and_mass(logits, col_shift, 0, FUNCTION, ROW_LANES)
+            col_term *= col_gain[None, :]
             coefficients = col_term if weights.row_shift is None else coefficients + col_term
         if row_sums.max is not None:
             row_max, row_sum = sums_by_own_maxima(logits, 1, ROW_LANES)
         if col_sums.max is not None:
             col_max, col_sum = sums_by_own_maxima(logits, 0, ROW_LANES)
-    store_sums(row_sums, tile_col, window.rows, row_in_window, row_max, row_sum, row_mass, BLOCK_ROWS)
-    store_sums(col_sums, tile_row, window.cols, col_in_window, col_max, col_sum, col_mass, BLOCK_COLS)
+    else:
+        shift = shift_of_tile(weights, first_row, first_col)
+        exponentials = exp(logits - shift)
+        row_factor = tl.where(valid_row, exp(shift - row_shift), 0.0)  # padding has no shift: it might overflow
+        col_factor = tl.where(valid_col, exp(shift - col_shift), 0.0)
+        row_sum, col_sum = tl.sum(exponentials, 1), over_rows(exponentials, False, ROW_LANES)
+        row_mass, col_mass = row_sum * row_factor, col_sum * col_factor
+        row_max, col_max = tl.zeros_like(row_sum) + shift, tl.zeros_like(col_sum) + shift
+        if weights.col_shift is None:
+            coefficients = exponentials * (row_gain * row_factor)[:, None]
+        elif weights.row_shift is None:
+            coefficients = exponentials * (col_gain * col_factor)[None, :]
+        else:
+            coefficients = exponentials * ((row_gain * row_factor)[:, None] + (col_gain * col_factor)[None, :])
+        is_exact = all_fit(weights.row_shift, row_sums, shift, row_shift, row_sum, row_mass, valid_row, CAP)
+        is_exact &= all_fit(weights.col_shift, col_sums, shift, col_shift, col_sum, col_mass, valid_col, CAP)
+        if not is_exact:
+            if weights.row_shift is not None:
+                if CAP:
+                    row_shift, row_gain = load_term(weights.row_shift, weights.row_gain, row, valid_row)
+                row_weights, row_mass = weights_and_mass(logits, row_shift, 1, FUNCTION, ROW_LANES)
+                coefficients = row_weights * row_gain[:, None]
+            if weights.col_shift is not None:
+                if CAP:  # loaded again: kept until here, they would spill
+                    col_shift, col_gain = load_term(weights.col_shift, weights.col_gain, col, valid_col)
+                col_weights, col_mass = weights_and_mass(logits, col_shift, 0, FUNCTION, ROW_LANES)
+                col_term = col_weights * col_gain[None, :]
+                coefficients = col_term if weights.row_shift is None else coefficients + col_term
+            if row_sums.max is not None:
+                row_max, row_sum = sums_by_own_maxima(logits, 1, ROW_LANES)
+            if col_sums.max is not None:
+                col_max, col_sum = sums_by_own_maxima(logits, 0, ROW_LANES)
+    store_sums(row_sums, tile_col, window.rows, row_in_window, row_max, row_sum, row_mass, row_weight, BLOCK_ROWS)
+    store_sums(
+        col_sums, tile_row, window.cols, col_in_window, col_max, col_sum, col_mass, weight=None, BLOCK=BLOCK_COLS
+    )
 
     if pairs.positives is not None:  # noqa: SIM102, one decides at compilation and one at run time
         if positives_in_tile(pairs, row, first_col, BLOCK_COLS):
@@ -277,14 +300,40 @@ def all_fit(term, sums, shift, own_shift, total, mass, valid, CAP: tl.constexpr)
 
 
 @triton.jit
-def weights_and_mass(logits, shift, AXIS: tl.constexpr, CAP: tl.constexpr, ROW_LANES: tl.constexpr):
+def weights_and_mass(logits, shift, AXIS: tl.constexpr, FUNCTION: tl.constexpr, ROW_LANES: tl.constexpr):
     """f(s - shift) of every pair and the sum of phi over an axis, at any magnitude. A NaN stays one."""
     above = logits - tl.expand_dims(shift, AXIS)
-    if CAP:
+    if FUNCTION == "sigmoid":
+        weights, masses = sigmoid_and_softplus(above)
+        return weights, along(masses, AXIS, ROW_LANES)
+    if FUNCTION == "capped":
         weights = exp(tl.where(above > 0, 0.0, above))
         return weights, along(weights + tl.where(above > 0, above, 0.0), AXIS, ROW_LANES)
     weights = exp(above)
     return weights, along(weights, AXIS, ROW_LANES)
+
+
+@triton.jit
+def sigmoid_and_softplus(values):
+    """1 / (1 + exp(-t)) and log(1 + exp(t)), each within 2 units in the last place beside the exponential's error."""
+    below = exp(-tl.abs(values))
+    above_zero = 1 / (1 + below)
+    return tl.where(values > 0, above_zero, below * above_zero), tl.where(values > 0, values, 0.0) + log1p(below)
+
+
+@triton.jit
+def log1p(values):
+    """log(1 + t) of t from 0 to 1, within 2 units in the last place: t times a Chebyshev fit of log(1 + t) / t."""
+    fit = -0.0031760570 * values + 0.0195425265
+    fit = fit * values - 0.0563736109
+    fit = fit * values + 0.1054362357
+    fit = fit * values - 0.1526966691
+    fit = fit * values + 0.1966327429
+    fit = fit * values - 0.2495161593
+    fit = fit * values + 0.3332971036
+    fit = fit * values - 0.4999989271
+    fit = fit * values + 1.0
+    return fit * values
 
 
 @triton.jit

@@ -29,7 +29,7 @@ def gradient_kernel(
     gradients,  # Gradients
     row_sums,  # Sums (tile columns, window rows)
     col_sums,  # Sums (tile rows, window columns)
-    CAP: tl.constexpr,
+    FUNCTION: tl.constexpr,  # value of a WeightFunction
     OWNS_CANDIDATES: tl.constexpr,  # and no anchors, whose gradient is then None
     DEPTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
@@ -74,7 +74,7 @@ def gradient_kernel(
             col_sums,
             tile_row,
             tile_col,
-            CAP,
+            FUNCTION,
             BLOCK_ROWS,
             BLOCK_COLS,
             ROW_LANES,

@@ -44,3 +44,10 @@ def merge_kernel(
             total_mass += tl.load(tile_sums.mass + place, mask=valid, other=0.0)
             place += length
         tl.store(totals.mass + entry, total_mass, mask=valid)
+    if totals.weight is not None:
+        total_weight = tl.load(totals.weight + entry, mask=valid, other=0.0)
+        place = first_place
+        for _ in range(tiles):
+            total_weight += tl.load(tile_sums.weight + place, mask=valid, other=0.0)
+            place += length
+        tl.store(totals.weight + entry, total_weight, mask=valid)

@@ -179,5 +179,9 @@ def part_statistics(
         if col_sums.max is not None:
             col_shift, col_sum = sums_by_own_maxima(logits, 0, ROW_LANES)
 
-    store_sums(row_sums, part_col, window.rows, row_in_window, row_shift, row_sum, mass=None, BLOCK=BLOCK_ROWS)
-    store_sums(col_sums, tile_row, window.cols, col_in_window, col_shift, col_sum, mass=None, BLOCK=BLOCK_COLS)
+    store_sums(
+        row_sums, part_col, window.rows, row_in_window, row_shift, row_sum, mass=None, weight=None, BLOCK=BLOCK_ROWS
+    )
+    store_sums(
+        col_sums, tile_row, window.cols, col_in_window, col_shift, col_sum, mass=None, weight=None, BLOCK=BLOCK_COLS
+    )

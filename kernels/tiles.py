@@ -217,7 +217,7 @@ def half_over_rows(values, STRIDE: tl.constexpr, MAXIMUM: tl.constexpr):
 
 
 @triton.jit
-def store_sums(sums, line, length, first, maximum, total, mass, BLOCK: tl.constexpr):
+def store_sums(sums, line, length, first, maximum, total, mass, weight, BLOCK: tl.constexpr):
     """Entries `first` onward of one line; what `sums` has no place for is left out."""
     at = first + tl.arange(0, BLOCK)
     place = line * length + at  # far below 2**31: windows are bounded
@@ -226,3 +226,5 @@ def store_sums(sums, line, length, first, maximum, total, mass, BLOCK: tl.conste
         tl.store(sums.sum + place, total, mask=at < length)
     if sums.mass is not None:
         tl.store(sums.mass + place, mass, mask=at < length)
+    if sums.weight is not None:
+        tl.store(sums.weight + place, weight, mask=at < length)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from contrastile.backends import available
 from hypothesis import settings
-from installs import Environment, install_with_nvcc_of_wheels
 from support import BACKENDS_HERE, INTERPRETING, takes_float64
 
 settings.register_profile("contrastile", derandomize=True, deadline=None, print_blob=True)
@@ -22,15 +21,8 @@ def pytest_report_header() -> str:
     return f"contrastile backends: {', '.join(BACKENDS_HERE)}; not here: {', '.join(missing) or 'none'}"
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads its marks in this hook too
 def pytest_collection_modifyitems(config, items):
-    """Triton's kernels take no float64: such cases are not run against them. Where there are several processes, those
-    that share a build stay in one: the tests of a file, unless marked."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if item.get_closest_marker("xdist_group") is None:
-                shared = "cuda_environment" if "cuda_environment" in item.fixturenames else item.path.stem
-                item.add_marker(pytest.mark.xdist_group(shared))
+    """Triton's kernels take no float64: such cases are not run against them."""
     if not INTERPRETING:
         return
 
@@ -53,9 +45,3 @@ def _fixed_seed_and_threads():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def cuda_environment(tmp_path_factory) -> Environment:
-    """An installation with the CUDA kernels of all chips: one build, of minutes, for all that reads it."""
-    return install_with_nvcc_of_wheels(tmp_path_factory.mktemp("cuda"))

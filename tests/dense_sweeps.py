@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable
 
 import torch
-from contrastile.pairs import FinishedRows, GivenWeights, PairGrads, PairProblem, PairStats
+import torch.nn.functional as F
+from contrastile.pairs import FinishedRows, GivenWeights, PairGrads, PairProblem, PairStats, WeightFunction
 from support import (
     BACKENDS_HERE,
     Shape,
@@ -21,6 +22,8 @@ from support import (
     unit_rows,
 )
 from torch import Tensor
+
+EXPONENTIAL, CAPPED, SIGMOID = WeightFunction
 
 # The definitions, dense
 
@@ -63,17 +66,25 @@ class Dense:
             return value.to(self.s.dtype)
 
         def f(t: Tensor) -> Tensor:
-            return t.exp().clamp(max=1) if weights.cap else t.exp()
+            if weights.function is SIGMOID:
+                return t.sigmoid()
+            return t.exp().clamp(max=1) if weights.function is CAPPED else t.exp()
+
+        def phi(t: Tensor) -> Tensor:
+            if weights.function is SIGMOID:
+                return -F.logsigmoid(-t)
+            return torch.where(t > 0, 1 + t, t.clamp(max=0).exp()) if weights.function is CAPPED else t.exp()
 
         def mass(t: Tensor) -> Tensor:
-            phi = torch.where(t > 0, 1 + t, t.clamp(max=0).exp()) if weights.cap else t.exp()
-            return torch.where(self.negative, phi, 0.0)
+            return torch.where(self.negative, phi(t), 0.0)
 
         c, results = torch.zeros_like(self.s), {}
         if weights.row_shift is not None:
             t = self.s - typed(weights.row_shift)[:, None]
             c = c + typed(weights.row_gain)[:, None] * f(t)
             results["row_mass"] = mass(t).sum(1)
+            if weights.function is SIGMOID and not self.self_similarity:
+                results["row_weight"] = torch.where(self.negative, f(t), 0.0).sum(1)
         if weights.col_shift is not None:
             t = self.s - typed(weights.col_shift)
             c = c + typed(weights.col_gain) * f(t)
@@ -117,7 +128,7 @@ def stats_results(stats: PairStats) -> dict[str, Tensor]:
 
 
 def grad_results(grads: PairGrads, self_similarity: bool) -> dict[str, Tensor]:
-    names = ("dx", "dy", "row_moment", "row_mass", "col_mass")
+    names = ("dx", "dy", "row_moment", "row_mass", "col_mass", "row_weight")
     results = {name: getattr(grads, name) for name in names if getattr(grads, name) is not None}
     if self_similarity and "row_moment" in results:
         results["moment_sum"] = results.pop("row_moment").sum()
@@ -225,25 +236,25 @@ PROBLEMS: dict[str, Callable[[torch.dtype], PairProblem]] = {
 }
 
 
-def given_weights(problem: PairProblem, *, rows: bool, columns: bool, cap: bool) -> GivenWeights:
-    """Shifts around the log-sum-exps, so that with the cap some exponentials are clipped and others are not.
+def given_weights(problem: PairProblem, *, rows: bool, columns: bool, function: WeightFunction) -> GivenWeights:
+    """Shifts around the log-sum-exps, so that some logits are above them and others are not.
 
     For a self-similarity problem both directions must be asked for: they get the same weights, so that C is symmetric.
     """
     rows_count, cols_count, dtype = problem.rows, problem.cols, problem.scale.dtype
     logits = problem.scale[:, None] * (problem.anchors.to(dtype) @ problem.candidates.to(dtype).T)
-    below = 8.0 if cap else 1.0
+    below = 1.0 if function is EXPONENTIAL else 8.0
     if problem.self_similarity:
         shift = logits.logsumexp(1) - torch.linspace(below, -2, rows_count, dtype=dtype)
         gain, coeff = torch.linspace(0.1, 2, rows_count, dtype=dtype), torch.linspace(-1, 0.5, rows_count, dtype=dtype)
-        return GivenWeights(shift, gain, shift, gain, coeff + coeff[problem.positives], cap)
+        return GivenWeights(shift, gain, shift, gain, coeff + coeff[problem.positives], function)
     return GivenWeights(
         row_shift=logits.logsumexp(1) - torch.linspace(below, -2, rows_count, dtype=dtype) if rows else None,
         row_gain=torch.linspace(0.1, 2, rows_count, dtype=dtype) if rows else None,
         col_shift=logits.logsumexp(0) - torch.linspace(-2, below, cols_count, dtype=dtype) if columns else None,
         col_gain=torch.linspace(3, 0.2, cols_count, dtype=dtype) if columns else None,
         positive_coeff=None if problem.positives is None else torch.linspace(-1, 0.5, rows_count, dtype=dtype),
-        cap=cap,
+        function=function,
     )
 
 

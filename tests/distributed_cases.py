@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -73,6 +75,7 @@ def problem(sizes: tuple[int, ...], more: int, dtype: torch.dtype) -> dict[str, 
         "x": unit_rows(rows, DIM, dtype, 1),
         "y": unit_rows(cols, DIM, dtype, 2),
         "scale": torch.tensor(9.0, dtype=dtype),
+        "bias": torch.tensor(-4.0, dtype=dtype),
         "row_scale": 5 + 10 * vector(rows),
         "log_u": -3 * vector(rows),
         "log_v": -3 * vector(cols),
@@ -116,6 +119,12 @@ def _nt_xent(p, share, options, *, scale="scale", **fixed):
     return ct.nt_xent(p["x"], p[scale], positives=_positives(p, share, "partners"), **fixed, **options)
 
 
+def _siglip(p, share, options, *, scale="scale", given=(), **fixed):
+    groups = (p["row_ids"][share.rows], p["col_ids"][share.cols]) if "groups" in given else None
+    positives = _positives(p, share)
+    return ct.siglip(p["x"], p["y"], p[scale], p["bias"], positives=positives, groups=groups, **fixed, **options)
+
+
 def _normalizers(p, share, options, *, with_positives=True, **fixed):
     positives = _positives(p, share) if with_positives else None
     row_lse, col_lse = ct.log_normalizers(p["x"], p["y"], p["scale"], positives=positives, **fixed, **options)
@@ -139,6 +148,11 @@ CASES = {
     "gamma": Case(partial(_gamma, log_multiplier=1.1, given=("row_draws", "col_draws"))),
     "gamma_uncapped_sum": Case(partial(_gamma, cap=False, reduction="sum", given=("groups",))),
     "gamma_none": Case(partial(_gamma, reduction="none"), by_row=True),
+    "siglip": Case(partial(_siglip), ("x", "y", "scale", "bias"), 2),
+    "siglip_none_groups": Case(
+        partial(_siglip, reduction="none", given=("groups",), scale="row_scale"), (*BY_ROW, "bias"), 2, True
+    ),
+    "siglip_bias_alone": Case(partial(_siglip, reduction="sum"), ("bias",)),
     "log_normalizers": Case(partial(_normalizers, log_multiplier=-0.3), by_row=True),
     "log_normalizers_rows": Case(
         partial(_normalizers, with_positives=False, columns=False), more_columns=2, by_row=True
@@ -193,7 +207,7 @@ def joined(name: str, found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         if key == "loss" and not case.by_row:
             assert all(torch.equal(part, parts[0]) for part in parts), "processes have different losses"
             whole[key] = parts[0]
-        elif key == "dscale":
+        elif key in ("dscale", "dbias"):
             whole[key] = torch.stack(parts).sum(0) / factor
         else:
             whole[key] = torch.cat(parts) / (factor if key.startswith("d") else 1)
@@ -209,8 +223,7 @@ def in_processes(world: int, function: Callable[[int], Any], folder: Path, timeo
     function and what it returns can be pickled, tensors among the latter. A server process that has imported
     everything is forked once for each.
     """
-    if not distributed.is_available() or not distributed.is_gloo_available():
-        pytest.skip("torch has no gloo")
+    _need_gloo()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["contrastile", "distributed_cases", "torch.distributed.fsdp"])
     processes = [
@@ -248,3 +261,28 @@ def _process(function: Callable[[int], Any], rank: int, world: int, folder: str)
     if error is None:
         distributed.barrier()
     os._exit(0)  # gloo's threads may abort an orderly exit
+
+
+def torchrun(script: Path, *arguments: object, restarts: int = 0) -> subprocess.CompletedProcess[str]:
+    """The script in two processes of this machine.
+
+    With the launcher's store shared from restart to restart, a process that is early finds the addresses of the killed
+    ones in it, and ends at once: https://github.com/pytorch/pytorch/issues/135712.
+    """
+    _need_gloo()
+    if not sys.platform.startswith("linux"):
+        pytest.skip("the loopback device has its name on Linux")
+    environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    command = "-m torch.distributed.run --standalone --local-addr 127.0.0.1 --nproc-per-node 2 --monitor-interval 0.1"
+    return subprocess.run(
+        [sys.executable, *command.split(), f"--max-restarts={restarts}", str(script), *map(str, arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+
+
+def _need_gloo() -> None:
+    if not distributed.is_available() or not distributed.is_gloo_available():
+        pytest.skip("torch has no gloo")

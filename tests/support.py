@@ -22,6 +22,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contrastile import backends
+from contrastile.pairs import WeightFunction
 from torch import Tensor
 
 # With TRITON_INTERPRET=1 a run is about the Triton kernels alone; test_triton_interpreter.py starts it.
@@ -29,6 +30,10 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 # Those that run on CPU tensors. Compiled, the kernels for GPUs take tensors on a device alone: test_on_device.py.
 ON_PROCESSORS = ("triton",) if INTERPRETING else ("cpu", "eager")
 BACKENDS_HERE = [name for name in ON_PROCESSORS if backends.available()[name] is None]
+
+WITH_SIGMOIDS = [
+    name for name in BACKENDS_HERE if WeightFunction.SIGMOID in backends.FUNCTIONS.get(name, WeightFunction)
+]
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
@@ -255,7 +260,7 @@ def assert_as_exact_as_dense(
         plain = gradients_of(dense, inputs) | {"loss": plain["loss"]}
     floor = rounding_floor(lambda moved: gradients_of(truth, moved, torch.float64), inputs, dtype, exact)
     for name, value in gradients_of(ours, inputs).items():
-        result_dtype = dtype if name not in ("loss", "dscale") else accumulation(dtype)
+        result_dtype = accumulation(dtype) if name in ("loss", "dscale", "dbias") else dtype
         dense_error = error(plain[name], exact[name])
         if math.isnan(dense_error):  # dense overflowed: it sets no bar
             dense_error = math.inf
@@ -310,8 +315,12 @@ def _load(name: str, path: Path) -> types.ModuleType:
     return module
 
 
+def open_clip_losses() -> types.ModuleType:
+    return _load("open_clip_loss", _file_of("open_clip", "loss.py"))
+
+
 def open_clip_loss() -> type:
-    return _load("open_clip_loss", _file_of("open_clip", "loss.py")).ClipLoss
+    return open_clip_losses().ClipLoss
 
 
 def libauc_losses() -> types.ModuleType:

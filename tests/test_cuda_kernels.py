@@ -17,7 +17,7 @@ from contrastile.backends.tiled.rows import RowSums
 from contrastile.pairs import GradNeeds, PairProblem, SoftmaxWeights
 from cuda_host import build as host
 from cuda_host import kernels
-from dense_sweeps import BOTH, PROBLEMS, assert_finished, given_weights, two_towers
+from dense_sweeps import BOTH, CAPPED, EXPONENTIAL, PROBLEMS, assert_finished, given_weights, two_towers
 from support import Shape, small_workspace
 from test_pair_sweeps import *  # noqa: F403
 from test_pair_sweeps import ALL_NEEDS, NARROW
@@ -74,7 +74,7 @@ def test_schedules_change_no_bit(native, deterministic, name):
         *({"blocks": "random", "random_threads": True, "seed": s} for s in (1, 2)),
     ):
         kernels.configure(native, **schedule)
-        grads = backend.pair_grad(problem, given_weights(problem, **BOTH, cap=True), ALL_NEEDS)
+        grads = backend.pair_grad(problem, given_weights(problem, **BOTH, function=CAPPED), ALL_NEEDS)
         found.append([grads.dx, grads.dy, grads.row_moment, grads.row_mass, grads.stats.row_sum, grads.stats.col_sum])
     for others in found[1:]:
         assert all(torch.equal(ours, first) for ours, first in zip(others, found[0], strict=True))
@@ -88,7 +88,9 @@ def test_shared_memory_is_free_of_conflicts_and_of_what_nobody_wrote(native, dty
     backend = CudaBackend(CudaKernels(native))
     for run in (
         lambda: backend.pair_stats(problem, columns=True),
-        lambda: backend.pair_grad(problem, given_weights(problem, **BOTH, cap=False), GradNeeds(dx=True, dy=True)),
+        lambda: backend.pair_grad(
+            problem, given_weights(problem, **BOTH, function=EXPONENTIAL), GradNeeds(dx=True, dy=True)
+        ),
     ):
         native.reset_totals()
         run()

@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import itertools
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
 from contrastile.bench.static import cuda, table
 from contrastile.bench.static.cuda import CUDA_TARGETS, CudaKernel
 from cuda_host import build as host
-from installs import ROOT
+from installs import ROOT, Environment, install_with_nvcc_of_wheels
 
 SOURCES = ROOT / "csrc" / "cuda"
 DOCUMENT = ROOT / "docs" / "cuda.md"
@@ -69,8 +71,25 @@ def name_of(kernel: CudaKernel) -> str:
 
 
 @pytest.fixture(scope="module")
+def cuda_environment(tmp_path_factory) -> Environment:
+    """An installation with the CUDA kernels of all chips: one build, of minutes, for all that reads it."""
+    return install_with_nvcc_of_wheels(tmp_path_factory.mktemp("cuda"))
+
+
+@pytest.fixture(scope="module")
 def kernels(cuda_environment) -> tuple[CudaKernel, ...]:
     return cuda.read(cuda_environment.module)
+
+
+@pytest.mark.slow
+def test_nvcc_of_the_wheels_builds_the_cuda_kernels_of_all_chips_where_there_is_no_other(cuda_environment):
+    report = cuda_environment.probe()
+    assert report["available"]["cpu"] is None
+    if not torch.cuda.is_available():
+        assert report["available"]["cuda"] == "no CUDA device"
+    if sys.platform == "linux":
+        needed = subprocess.run(["ldd", cuda_environment.module], capture_output=True, text=True, check=True).stdout
+        assert "libcudart" not in needed  # it is linked statically
 
 
 @pytest.mark.slow

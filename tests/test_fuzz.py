@@ -7,7 +7,16 @@ import torch
 from contrastile import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import BACKENDS_HERE, Shape, accumulation, assert_as_exact_as_dense, scalar, small_workspace, towers
+from support import (
+    BACKENDS_HERE,
+    WITH_SIGMOIDS,
+    Shape,
+    accumulation,
+    assert_as_exact_as_dense,
+    scalar,
+    small_workspace,
+    towers,
+)
 from torch import Tensor
 
 SIZES = st.sampled_from([1, 2, 3, 5, 8, 17, 31, 63, 64, 65, 100, 129])
@@ -17,6 +26,7 @@ SCALES = st.sampled_from([0.01, 1.0, 20.0, 100.0, 1000.0])
 WORKSPACES = st.sampled_from([2**26, 2**16, 2**13])
 REDUCTIONS = st.sampled_from(["mean", "sum", "none"])
 BACKENDS = st.sampled_from(BACKENDS_HERE)
+SIGMOID_BACKENDS = st.sampled_from(WITH_SIGMOIDS)
 SEEDS = st.integers(0, 2**16)
 
 bounded_in_time = settings(max_examples=80)
@@ -107,6 +117,14 @@ def test_gamma_contrastive(data, both, cap, backend, workspace, reduction, log_m
             options[draws] = 0.5 + torch.rand(values.shape, generator=generator)
     options |= {"cap": cap, "log_multiplier": log_multiplier, "reduction": reduction}
     compare("gamma_contrastive", inputs, backend, workspace, lambda output: output.loss, **options)
+
+
+@bounded_in_time
+@given(problems(), st.sampled_from([-1000.0, -10.0, 0.0, 3.0]), SIGMOID_BACKENDS, WORKSPACES, REDUCTIONS)
+def test_siglip(problem, bias, backend, workspace, reduction):
+    inputs, options = problem
+    inputs["bias"] = scalar(bias, inputs["x"].dtype)
+    compare("siglip", inputs, backend, workspace, reduction=reduction, **options)
 
 
 @bounded_in_time

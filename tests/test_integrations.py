@@ -20,6 +20,7 @@ from support import (
     _stand_ins,
     assert_as_exact_as_dense,
     open_clip_loss,
+    open_clip_losses,
     scalar,
     towers,
 )
@@ -46,6 +47,28 @@ def test_clip_loss_and_gradients_are_as_exact_as_open_clips(precision, shape):
         lambda x, y, scale: reference.info_nce(x, y, scale),
         {"x": x, "y": y, "scale": scalar(20.0, x.dtype)},
     )
+
+
+@pytest.mark.parametrize("shape", [Shape(1, 1, 3), Shape(63, 63, 100), Shape(257, 257, 48)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_siglip_loss_and_gradients_are_as_exact_as_open_clips(dtype, shape):
+    x, y = towers(shape, dtype)
+    theirs = open_clip_losses().SigLipLoss()
+    assert_as_exact_as_dense(
+        lambda **inputs: open_clip.SigLipLoss()(*inputs.values(), output_dict=True)["contrastive_loss"],
+        lambda **inputs: theirs(*inputs.values()),
+        reference.siglip,
+        {"x": x, "y": y, "scale": scalar(20.0, dtype), "bias": scalar(-8.0, dtype)},
+    )
+
+
+def test_siglip_loss_multiplies_in_the_dtype_of_autocast_about_as_open_clips_does():
+    x, y = towers(Shape(257, 257, 48))
+    loss = autocast(open_clip.SigLipLoss())(x.requires_grad_(), y, 20.0, -8.0)
+    loss.backward()
+    assert torch.equal(loss, losses.SigLipLoss()(x.bfloat16(), y.bfloat16(), 20.0, -8.0))
+    assert loss.dtype == x.grad.dtype == torch.float32
+    torch.testing.assert_close(loss, autocast(open_clip_losses().SigLipLoss())(x, y, 20.0, -8.0), rtol=1e-2, atol=0)
 
 
 def test_clip_loss_multiplies_in_the_dtype_of_autocast_and_gives_gradients_in_that_of_the_features():
@@ -79,12 +102,13 @@ def training_arguments(**changes) -> argparse.Namespace:
 
 def test_installed_in_open_clip_its_training_script_gets_this_loss_and_the_others_stay():
     factory = open_clip_factory()
-    others = [{"distill": True}, {"model": "coca_ViT-B-32"}, {"siglip": True}]
+    others = [{"distill": True}, {"model": "coca_ViT-B-32"}]
     before = [type(factory.create_loss(training_arguments(**other))) for other in others]
     with _stand_ins({"open_clip": types.ModuleType("open_clip"), "open_clip.factory": factory}):
         open_clip.install()
     loss = factory.create_loss(training_arguments())
     assert type(loss) is open_clip.ClipLoss
+    assert type(factory.create_loss(training_arguments(siglip=True))) is open_clip.SigLipLoss
     assert [type(factory.create_loss(training_arguments(**other))) for other in others] == before
 
     x, y = towers(Shape(5, 5, 7))
@@ -102,15 +126,19 @@ def test_lightlys_name_is_the_loss_that_has_its_constructor():
     assert lightly.NTXentLoss is losses.NTXentLoss
 
 
-@pytest.mark.parametrize(("module", "name"), [(open_clip, "ClipLoss"), (lightly, "NTXentLoss")])
-def test_switched_off_the_name_is_the_librarys_own_class(monkeypatch, module, name):
+LOSSES = {open_clip: ("ClipLoss", "SigLipLoss"), lightly: ("NTXentLoss",)}
+
+
+@pytest.mark.parametrize("module", LOSSES)
+def test_switched_off_the_name_is_the_librarys_own_class(monkeypatch, module):
     library = {open_clip: "open_clip.loss", lightly: "lightly.loss"}[module]
-    original = type(name, (), {})
+    originals = {name: type(name, (), {}) for name in LOSSES[module]}
     modules = {part: types.ModuleType(part) for part in (library.partition(".")[0], library)}
-    setattr(modules[library], name, original)
+    vars(modules[library]).update(originals)
     monkeypatch.setenv("CONTRASTILE_INTEGRATIONS", "0")
     with _stand_ins(modules):
-        assert getattr(_load("switched_off", Path(module.__file__)), name) is original
+        loaded = _load("switched_off", Path(module.__file__))
+        assert {name: getattr(loaded, name) for name in originals} == originals
     monkeypatch.setenv("CONTRASTILE_INTEGRATIONS", "off")
     with pytest.raises(ValueError, match="CONTRASTILE_INTEGRATIONS is 'off': expected 0"):
         _load("switched_wrongly", Path(module.__file__))

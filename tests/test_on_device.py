@@ -22,7 +22,7 @@ import support
 import torch
 from contrastile import backends, reference, structure
 from contrastile.pairs import GradNeeds, PairProblem, SoftmaxWeights
-from dense_sweeps import BOTH, PROBLEMS, Dense, given_weights, grad_results, stats_results
+from dense_sweeps import BOTH, CAPPED, PROBLEMS, Dense, given_weights, grad_results, stats_results
 from support import (
     DTYPES,
     INTERPRETING,
@@ -223,7 +223,7 @@ def _tf32() -> Iterator[None]:
 def test_float32_in_tf32_is_as_exact_as_its_operands(backend: OnDevice, name: str) -> None:
     """Within twice the error of float64 on operands and coefficients of 10 bits. Without TF32: the tests above."""
     problem = PROBLEMS[name](torch.float32)
-    weights = given_weights(problem, **BOTH, cap=True)
+    weights = given_weights(problem, **BOTH, function=CAPPED)
 
     def gradients(weights: Any) -> dict[str, Tensor]:
         return grad_results(backend.pair_grad(problem, weights, GradNeeds(True, True, True)), problem.self_similarity)

@@ -85,7 +85,7 @@ def test_opcheck(backend, case, requires_grad):
 @pytest.mark.parametrize("strided", [False, True])
 def test_opcheck_of_the_backward_op(backend, strided):
     rows = torch.linspace(-1, 1, SIZE.rows)
-    weights = (rows, rows + 2, rows.flip(0), rows.square(), -rows, False)
+    weights = (rows, rows + 2, rows.flip(0), rows.square(), -rows, "exponential")
     opcheck(torch.ops.contrastile.pair_grad.default, (*pair_inputs(False, strided), *weights, *ALL, backend))
 
 

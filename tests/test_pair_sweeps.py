@@ -13,7 +13,9 @@ import torch
 from contrastile.pairs import GradNeeds, PairProblem, SoftmaxWeights
 from dense_sweeps import (
     BOTH,
+    CAPPED,
     DIRECTIONS,
+    EXPONENTIAL,
     PROBLEMS,
     Dense,
     assert_sweep,
@@ -77,10 +79,10 @@ def test_sums_of_rows_without_negatives_are_zero(backend):
     assert (grads.dy == 0).all()
 
 
-@pytest.mark.parametrize("cap", [False, True], ids=["exp", "cap"])
-def test_given_weights_are_as_exact_as_dense(backend, problem, cap):
+@pytest.mark.parametrize("function", [EXPONENTIAL, CAPPED], ids=["exp", "cap"])
+def test_given_weights_are_as_exact_as_dense(backend, problem, function):
     for direction in [BOTH] if problem.self_similarity else DIRECTIONS:
-        weights = given_weights(problem, **direction, cap=cap)
+        weights = given_weights(problem, **direction, function=function)
         grads = backend.pair_grad(problem, weights, ALL_NEEDS)
         ours = grad_results(grads, problem.self_similarity)
         assert_sweep(problem, ours, lambda dense, weights=weights: dense.given(weights))
@@ -105,7 +107,7 @@ def test_only_what_is_needed_is_given_and_its_value_does_not_depend_on_the_rest(
     problem = PROBLEMS[name](torch.float32)
     weights = SoftmaxWeights(columns=False)
     if weighting == "given":
-        weights = given_weights(problem, rows=True, columns=problem.self_similarity, cap=True)
+        weights = given_weights(problem, rows=True, columns=problem.self_similarity, function=CAPPED)
     every = backend.pair_grad(problem, weights, ALL_NEEDS)
     for bits in range(16):
         needs = GradNeeds(dx=bool(bits & 1), dy=bool(bits & 2), moment=bool(bits & 4), stats=bool(bits & 8))
@@ -129,7 +131,7 @@ def test_a_small_workspace_changes_nothing_but_rounding(backend, name):
     problem = PROBLEMS[name](torch.float32)
     with small_workspace():
         assert_sweep(problem, stats_results(backend.pair_stats(problem, columns=True)), lambda d: d.stats(True))
-        weights = given_weights(problem, **BOTH, cap=True)
+        weights = given_weights(problem, **BOTH, function=CAPPED)
         ours = grad_results(backend.pair_grad(problem, weights, ALL_NEEDS), problem.self_similarity)
         assert_sweep(problem, ours, lambda dense: dense.given(weights))
         if problem.positives is not None:
@@ -196,14 +198,14 @@ def test_regimes_are_as_exact_as_dense(backend, name, dtype):
     assert_sweep(problem, stats_results(backend.pair_stats(problem, columns=True)), lambda dense: dense.stats(True))
     grads = backend.pair_grad(problem, SoftmaxWeights(columns=False), ALL_NEEDS)
     assert_sweep(problem, grad_results(grads, False), lambda dense: dense.softmax(False))
-    weights = given_weights(problem, **BOTH, cap=True)
+    weights = given_weights(problem, **BOTH, function=CAPPED)
     ours = grad_results(backend.pair_grad(problem, weights, ALL_NEEDS), False)
     assert_sweep(problem, ours, lambda dense: dense.given(weights))
 
 
 def test_cap_makes_overflow_impossible(backend):
     problem = regime("huge-scale", torch.float32)
-    weights = given_weights(problem, **BOTH, cap=True)
+    weights = given_weights(problem, **BOTH, function=CAPPED)
     weights = dataclasses.replace(weights, row_shift=weights.row_shift - 1e4, col_shift=weights.col_shift - 1e4)
     grads = backend.pair_grad(problem, weights, ALL_NEEDS)
     assert_sweep(problem, grad_results(grads, False), lambda dense: dense.given(weights))
@@ -243,7 +245,7 @@ def test_layout_of_the_inputs_does_not_matter(backend, layout, dtype):
     x, y = layouts(problem.anchors)[layout], layouts(problem.candidates)[layout]
     strided = dataclasses.replace(problem, anchors=x, candidates=y)
     assert_sweep(strided, stats_results(backend.pair_stats(strided, columns=True)), lambda dense: dense.stats(True))
-    weights = given_weights(problem, **BOTH, cap=True)
+    weights = given_weights(problem, **BOTH, function=CAPPED)
     for weighting, evaluate in (
         (weights, lambda dense: dense.given(weights)),
         (SoftmaxWeights(columns=False), lambda dense: dense.softmax(False)),
@@ -269,12 +271,12 @@ def test_nan_reaches_exactly_the_results_it_affects(backend, where):
     assert stats["row_lse"].isnan().equal(affected.any(1))
     assert stats["col_lse"].isnan().equal(affected.any(0))
     assert stats["positive_logit"].isnan().equal(torch.arange(65) == 17)
-    for cap in (False, True):
-        weights = given_weights(PROBLEMS["plain"](torch.float32), rows=True, columns=False, cap=cap)
+    for function in (EXPONENTIAL, CAPPED):
+        weights = given_weights(PROBLEMS["plain"](torch.float32), rows=True, columns=False, function=function)
         ours = grad_results(backend.pair_grad(problem, weights, ALL_NEEDS), False)
         truth = dense.given(weights)
         for name in ("dx", "dy", "row_mass", "row_moment"):
-            assert ours[name].isnan().equal(truth[name].isnan()), (name, cap)
+            assert ours[name].isnan().equal(truth[name].isnan()), (name, function)
     ours = grad_results(backend.pair_grad(problem, SoftmaxWeights(columns=False), ALL_NEEDS), False)
     truth = dense.softmax(False)
     for name in ("dx", "dy", "row_moment"):

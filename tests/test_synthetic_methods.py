@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
-from contrastile.losses import GammaContrastiveLoss
+from contrastile.losses import GammaContrastiveLoss, RobustContrastiveLoss
 from contrastile.prototypes import PrototypeLogNormalizer
 from contrastile.sweeping_normalizers import QueueLogNormalizer
+from contrastile.temperatures import SampleTemperatures
 from support import libauc_losses
 from torch.nn import functional as F
 
@@ -39,6 +40,14 @@ def gradients_of(loss, step, run):
     """Of `loss`(x, y), a mean over rows, summed over them."""
     leaves = [side[run].clone().requires_grad_() for side in step.embedded]
     return ROWS * torch.stack(torch.autograd.grad(loss(*leaves), leaves))
+
+
+def assert_gradients_are_of(losses, method, step):
+    """A loss of the package for each run."""
+    ours = method.gradients(step)
+    for run, loss in enumerate(losses):
+        truth = gradients_of(lambda x, y: loss(x, y, step.index), step, run)  # noqa: B023
+        torch.testing.assert_close(ours[:, run], truth, rtol=1e-4, atol=1e-6)
 
 
 class Averages:
@@ -95,6 +104,23 @@ def test_isogclr_is_its_objective_by_autograd():
             taus[run][:, step.index] = moved.clamp(lowest / SCALE, highest / SCALE)
         torch.testing.assert_close(method.relative.transpose(0, 1) / SCALE, taus, rtol=1e-5, atol=1e-7)
     assert 0 < (taus * SCALE == lowest).sum() < taus.numel()
+
+
+def test_isogclr_is_the_loss_of_the_package():
+    rho, eta, beta, lowest, highest = 0.7, 0.3, 0.8, 0.6, 1.4
+    method = ISogCLR(RUNS, SAMPLES, rho=rho, eta=eta, beta=beta, lowest=lowest, highest=highest)
+    losses = [
+        RobustContrastiveLoss(
+            SAMPLES,
+            SampleTemperatures(SAMPLES, rho=rho, step=eta, slope_rate=beta, lowest=lowest, highest=highest),
+            init_scale=SCALE,
+        )
+        for _ in range(RUNS)
+    ]
+    for step in steps():
+        assert_gradients_are_of(losses, method, step)
+        for run, loss in enumerate(losses):
+            torch.testing.assert_close(method.relative[:, run].float(), loss.temperatures.relative)
 
 
 @pytest.mark.parametrize("scale", [SCALE, 50.0])
@@ -176,10 +202,7 @@ def test_gamma_by_embedding_is_the_loss_of_the_package(normalizer):
         for _ in range(RUNS)
     ]
     for step in steps():
-        ours = method.gradients(step)
-        for run, loss in enumerate(losses):
-            truth = gradients_of(lambda x, y: loss(x, y, step.index), step, run)  # noqa: B023
-            torch.testing.assert_close(ours[:, run], truth, rtol=1e-4, atol=1e-6)
+        assert_gradients_are_of(losses, method, step)
 
 
 # LibAUC: https://github.com/Optimization-AI/LibAUC, its loss of two modalities

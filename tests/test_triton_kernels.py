@@ -17,7 +17,9 @@ import torch
 from contrastile.pairs import GivenWeights, GradNeeds, PairProblem, SoftmaxWeights
 from dense_sweeps import (
     BOTH,
+    CAPPED,
     DIRECTIONS,
+    EXPONENTIAL,
     PROBLEMS,
     Dense,
     assert_sweep,
@@ -221,8 +223,10 @@ def test_gradients_are_exact_and_touch_nothing_else(shape, mask, dtype, use_form
     problem = two_towers(shape, dtype, **mask(shape))
     turn = sum(shape) + MASKS.index(mask) + DTYPES.index(dtype)
     use_form(FORMS[turn % 3])
-    for cap in (True, False):
-        assert_gradients(problem, given_weights(problem, **DIRECTIONS[(turn // 3 + cap) % 3], cap=cap))
+    for function in (CAPPED, EXPONENTIAL):
+        assert_gradients(
+            problem, given_weights(problem, **DIRECTIONS[(turn // 3 + (function is CAPPED)) % 3], function=function)
+        )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -231,7 +235,7 @@ def test_every_form_takes_every_direction_and_all_masks(form, dtype, use_form):
     problem = two_towers(Shape(100, 257, 40), dtype, **every_mask(Shape(100, 257, 40)))
     use_form(form)
     for direction in DIRECTIONS:
-        assert_gradients(problem, given_weights(problem, **direction, cap=True))
+        assert_gradients(problem, given_weights(problem, **direction, function=CAPPED))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -239,7 +243,7 @@ def test_every_form_takes_every_direction_and_all_masks(form, dtype, use_form):
 @pytest.mark.parametrize(("dx", "dy"), [(True, False), (False, True), (False, False)], ids=["dx", "dy", "sums"])
 def test_a_side_that_is_not_asked_for_changes_nothing(form, dtype, dx, dy, use_form):
     problem = two_towers(Shape(65, 130, 33), dtype, **every_mask(Shape(65, 130, 33)))
-    weights = given_weights(problem, **BOTH, cap=True)
+    weights = given_weights(problem, **BOTH, function=CAPPED)
     use_form(form)
     every = grad_results(triton.pair_grad(problem, weights, ALL_NEEDS), False)
     tolerance = 2 * max(
@@ -268,9 +272,9 @@ def test_windows_of_a_small_workspace_are_put_in_their_places(name, dtype):
         patch.setattr(tiled_gradients, "MOST_PAIRS", 2**16)
         stats = run_guarded(triton.pair_stats, problem, columns=True)
         assert_sweep(problem, stats_results(stats), lambda dense: dense.stats(True))
-        assert_gradients(problem, given_weights(problem, **BOTH, cap=True))
+        assert_gradients(problem, given_weights(problem, **BOTH, function=CAPPED))
         patch.setattr(triton.TritonKernels, "fused_plan", lambda kernels, problem, sums, capped: None)
-        assert_gradients(problem, given_weights(problem, **BOTH, cap=True), workspace=2**15)
+        assert_gradients(problem, given_weights(problem, **BOTH, function=CAPPED), workspace=2**15)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -280,7 +284,7 @@ def test_gradients_of_several_windows_are_put_in_their_places(form, use_form, mo
     problem = two_towers(shape, torch.float16, **every_mask(shape))
     monkeypatch.setattr(tiled_gradients, "MOST_PAIRS", 1)
     use_form(form)
-    assert_gradients(problem, given_weights(problem, **BOTH, cap=True))
+    assert_gradients(problem, given_weights(problem, **BOTH, function=CAPPED))
 
 
 # One direction in one sweep
@@ -344,7 +348,7 @@ def test_the_deterministic_form_adds_nothing_atomically(monkeypatch, use_form):
         raise AssertionError("an atomic addition")
 
     problem = two_towers(Shape(65, 65, 8), torch.float32, positives=torch.arange(65))
-    weights = given_weights(problem, **BOTH, cap=True)
+    weights = given_weights(problem, **BOTH, function=CAPPED)
     monkeypatch.setattr(gradient.tl, "atomic_add", refuse)
     with pytest.raises(Exception, match="an atomic addition"):
         triton.pair_grad(problem, weights, ALL_NEEDS)

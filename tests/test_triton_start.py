@@ -18,15 +18,16 @@ from contrastile.bench.static.compile import make_backend
 from contrastile.kernels.arguments import Gradients, Pairs, Strip, Sums, Weights, Window
 from contrastile.kernels.coefficients import coefficients_kernel
 from contrastile.kernels.plans import tile_plan, window_plan
-from contrastile.pairs import PairProblem
+from contrastile.pairs import PairProblem, WeightFunction
 from support import INTERPRETING
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import create_function_from_signature
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+EXPONENTIAL = WeightFunction.EXPONENTIAL
 PLAN = tile_plan("gradient", "sm_90", 16, 512, True, False)
 CONSTANTS = {
-    "CAP": False,
+    "FUNCTION": EXPONENTIAL.value,
     "DEPTH": 512,
     "BLOCK_ROWS": PLAN.block_rows,
     "BLOCK_COLS": PLAN.block_cols,
@@ -112,8 +113,8 @@ def test_descriptors_are_arguments_of_their_own(monkeypatch: pytest.MonkeyPatch)
     sweep = triton_launches.TritonSweep(problem, PLAN)
     window, sums, weights = Window(0, 0, 64, 64), Sums(None, None, None), Weights(*[torch.ones(64)] * 5)
     sweep.statistics(window, sums, sums, None, None)
-    sweep.coefficients(window, weights, Strip(rows, 64, None), sums, sums, False)
-    sweep.gradient(window, weights, Gradients(rows, rows, None), sums, sums, False)
+    sweep.coefficients(window, weights, Strip(rows, 64, None), sums, sums, EXPONENTIAL)
+    sweep.gradient(window, weights, Gradients(rows, rows, None), sums, sums, EXPONENTIAL)
     assert len(launched) == 3
     for arguments in launched:
         assert sum(isinstance(value, TensorDescriptor) for value in arguments) == 2

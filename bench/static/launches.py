@@ -70,7 +70,7 @@ def _coefficients_arguments(configuration: Configuration) -> dict[str, Any]:
         "strip": NO_STRIP if terms == "sums" else strip,
         "row_sums": row_sums,
         "col_sums": col_sums,
-        "CAP": terms == "capped",
+        "FUNCTION": _function(configuration),
     }
 
 
@@ -87,7 +87,7 @@ def _fused_arguments(configuration: Configuration) -> dict[str, Any]:
         ),
         "row_sums": row_sums,
         "col_sums": col_sums,
-        "CAP": configuration.terms == "capped",
+        "FUNCTION": _function(configuration),
         "OWNS_CANDIDATES": owns_candidates,
         "ROW_LANES": configuration.plan.row_lanes,
     }
@@ -223,8 +223,12 @@ def _pairs(configuration: Configuration) -> Pairs:
 
 
 def _weights(configuration: Configuration) -> Weights:
-    columns = configuration.terms not in ("rows", "guessed", "repair")
+    columns = configuration.terms not in ("rows", "guessed", "repair", "sigmoid")
     return Weights(_floats(), _floats(), _floats() if columns else None, _floats() if columns else None, _floats())
+
+
+def _function(configuration: Configuration) -> str:
+    return configuration.terms if configuration.terms in ("capped", "sigmoid") else "exponential"
 
 
 def _gradient_sums(configuration: Configuration) -> tuple[Sums, Sums]:
@@ -233,6 +237,8 @@ def _gradient_sums(configuration: Configuration) -> tuple[Sums, Sums]:
         return _sums(), NO_SUMS
     if configuration.terms in ("capped", "sums"):
         return _sums(mass=True), _sums(mass=True)
+    if configuration.terms == "sigmoid":
+        return Sums(None, None, _floats(), _floats()), NO_SUMS
     if configuration.terms == "masses":
         return Sums(None, None, _floats()), Sums(None, None, _floats())
     return NO_SUMS, NO_SUMS

@@ -23,16 +23,24 @@ FUSED_WINDOW = isqrt(MOST_PAIRS)
 # no negatives, within one set of embeddings.
 STATISTICS = ("statistics", "statistics rows", "statistics ranks", "statistics groups", "statistics self")
 # Of the gradient sweep: both terms (InfoNCE), or that of rows alone, both capped with all sums (gamma), groups, self,
-# and the sums alone.
-GRADIENTS = ("gradient", "gradient rows", "gradient capped", "gradient groups", "gradient self", "gradient sums")
+# the sums alone, and sigmoids of rows with the sums of masses and weights (SigLIP).
+GRADIENTS = (
+    "gradient",
+    "gradient rows",
+    "gradient capped",
+    "gradient groups",
+    "gradient self",
+    "gradient sums",
+    "gradient sigmoid",
+)
 # Of its sweep in one direction, float32: with guessed shifts, and again for the rows whose guess was too far off.
 ONE_DIRECTION = ("gradient guessed", "gradient repair")
 # Of the fused sweep: both gradients, one of them by atomic addition, or one a launch; each with the same terms, and
 # without a cap there may be masses alone.
 FUSED = ("fused", "fused anchors", "fused candidates")
-FUSED_TERMS = ("rows", "capped", "masses", "groups")
+FUSED_TERMS = ("rows", "capped", "masses", "groups", "sigmoid")
 # That sums come with; the launch of "repair" takes the plan of the one before it.
-TERMS_WITH_SUMS = ("capped", "masses", "sums", "guessed", "repair")
+TERMS_WITH_SUMS = ("capped", "masses", "sums", "guessed", "repair", "sigmoid")
 # What comes before and after the sweeps; the tiles of the two sweeps differ. The last pass over the rows of dX with its
 # moment and all factors, of dY, of the moment alone, and of both roles of one set of embeddings.
 ROW_PASSES = ("rows", "rows plain", "rows moment", "rows joined")
@@ -136,6 +144,10 @@ def covering_configurations() -> Iterator[Configuration]:
     yield Configuration("sm_120", "statistics", "bf16", 512, aligned=False)
     yield Configuration("sm_120", "statistics ranks", "fp32", 256, "ieee")
     yield Configuration("sm_120", "fused capped", "bf16", 64)
+    yield Configuration("sm_90", "gradient sigmoid", "bf16", 512)
+    yield Configuration("sm_100", "gradient sigmoid", "bf16", 512)
+    yield Configuration("sm_80", "fused sigmoid", "bf16", 128)
+    yield Configuration("gfx942", "fused sigmoid", "bf16", 64)
 
 
 def all_configurations(targets: tuple[str, ...] = TARGETS) -> Iterator[Configuration]:

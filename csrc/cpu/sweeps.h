@@ -53,6 +53,7 @@ struct PairGrads {
   Real* row_moment;  // (N,)
   Real* row_mass;    // (N,)
   Real* col_mass;    // (M,)
+  Real* row_weight;  // (N,), of sigmoids alone
 };
 
 struct Execution {

@@ -58,6 +58,7 @@ class TileSweep {
         col_sum_(cols_, Real(0)),
         positive_logit_(rows_, minus_infinity<Real>),
         row_mass_(rows_, 0.0),
+        row_weight_(rows_, 0.0),
         col_mass_(cols_, 0.0),
         row_moment_(rows_, 0.0) {
     const std::int64_t partials = plan_.strip_rows * plan_.tiles_per_chunk();
@@ -65,6 +66,7 @@ class TileSweep {
     partial_max_ = workspace_.take(partials);
     partial_sum_ = workspace_.take(partials);
     partial_mass_ = workspace_.take(partials);
+    partial_weight_ = partial_sum_;  // whose sums are merged when the tiles are weighed
     partial_moment_ = workspace_.take(partials);
     for (int thread = 0; thread < team_.threads(); ++thread) {
       Scratch scratch;
@@ -153,6 +155,7 @@ class TileSweep {
       for (std::int64_t i = 0; i < rows_; ++i) row_mass[i] += col_mass_[i];
     copy(row_mass, grads.row_mass);
     copy(triangle_ ? row_mass : col_mass_, grads.col_mass);
+    copy(row_weight_, grads.row_weight);
   }
 
  private:
@@ -212,7 +215,7 @@ class TileSweep {
   }
 
   void finish_window(const PairGrads<Real>& grads) {
-    team_.for_each(grid_.block_count(), [&](std::int64_t block, int) { add_row_sums(block); });
+    team_.for_each(grid_.block_count(), [&](std::int64_t block, int) { add_row_sums(block, grads.row_weight); });
     if (!grads.dx) return;
     team_.for_each(plan_.grad_units(depth_),
                    [&](std::int64_t unit, int thread) { add_anchor_gradient(unit, grads.dx, thread); });
@@ -271,10 +274,12 @@ class TileSweep {
     const std::int64_t row = grid_.block_begin(block), col = grid_.tile_begin(tile), cols = grid_.tile_cols(tile);
     const std::int64_t partial = grid_.partial_index(tile, block);
     WeightTerm<Real> row_term{}, col_term{};
-    if (weights.row_shift) row_term = {weights.row_shift + row, weights.row_gain + row, partial_mass_ + partial};
+    if (weights.row_shift)
+      row_term = {weights.row_shift + row, weights.row_gain + row, partial_mass_ + partial,
+                  grads.row_weight ? partial_weight_ + partial : nullptr};
     if (weights.col_shift) {
       std::fill_n(scratch.col_mass, plan_.col_block, Real(0));
-      col_term = {scratch.col_shift, scratch.col_gain, scratch.col_mass};
+      col_term = {scratch.col_shift, scratch.col_gain, scratch.col_mass, nullptr};
     }
     kernels_.weigh(logits, problem_.scale + row, partial_max_ + partial, row_term, col_term, weights.function,
                    partial_moment_ + partial);
@@ -336,7 +341,7 @@ class TileSweep {
     });
   }
 
-  void add_row_sums(std::int64_t block) {
+  void add_row_sums(std::int64_t block, bool weights) {
     const std::int64_t row = grid_.block_begin(block);
     for (std::int64_t tile = grid_.first_tile_of(block); tile < grid_.tile_count(); ++tile) {
       const std::int64_t partial = grid_.partial_index(tile, block);
@@ -345,6 +350,7 @@ class TileSweep {
       const double share = grid_.on_diagonal(tile, block) ? 0.5 : 1.0;
       for (std::int64_t i = 0; i < grid_.block_rows(block); ++i) {
         row_mass_[row + i] += partial_mass_[partial + i];
+        if (weights) row_weight_[row + i] += partial_weight_[partial + i];
         row_moment_[row + i] += share * partial_moment_[partial + i];
       }
     }
@@ -371,11 +377,11 @@ class TileSweep {
   Workspace<Real> workspace_;
   Operands<Real> operands_;
 
-  Real *scores_, *partial_max_, *partial_sum_, *partial_mass_, *partial_moment_;
+  Real *scores_, *partial_max_, *partial_sum_, *partial_mass_, *partial_weight_, *partial_moment_;
   std::vector<Scratch> scratch_;
 
   std::vector<Real> row_max_, row_sum_, col_max_, col_sum_, positive_logit_;
-  std::vector<double> row_mass_, col_mass_, row_moment_;
+  std::vector<double> row_mass_, row_weight_, col_mass_, row_moment_;
 };
 
 }  // namespace contrastile::cpu

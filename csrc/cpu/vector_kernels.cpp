@@ -128,6 +128,10 @@ inline Vec<Real> weight_of(Vec<Real> t, Vec<Real>& mass) {
   if constexpr (function == WeightFunction::capped) {
     weight = bounded_exponential<Real>(at_most<Real>(t, 0));
     mass += at_least<Real>(t, 0);
+  } else if constexpr (function == WeightFunction::sigmoid) {
+    const SigmoidAndSoftplus<Real> both(t);
+    mass += both.softplus;
+    return both.sigmoid;
   } else if constexpr (function == WeightFunction::softmax) {
     weight = bounded_exponential<Real>(t);
   } else {
@@ -145,11 +149,16 @@ void weigh_as(Tile<Real> tile, const Real* row_scale, WeightTerm<Real> row, Weig
     const Real row_shift = has_row ? row.shift[i] : Real(0);
     const Real row_gain = has_row ? row.gain[i] : Real(0);
     Vec<Real> mass{};
+    Vec<Real> weight{};
     Vec<Real> moment{};
     for (std::int64_t j = 0; j < tile.width; j += L::count) {
       const Vec<Real> s = load(values + j);
       Vec<Real> coefficient{};
-      if constexpr (has_row) coefficient = row_gain * weight_of<Real, function>(s - row_shift, mass);
+      if constexpr (has_row) {
+        const Vec<Real> f = weight_of<Real, function>(s - row_shift, mass);
+        if constexpr (function == WeightFunction::sigmoid) weight += f;
+        coefficient = row_gain * f;
+      }
       if constexpr (has_col) {
         Vec<Real> col_mass = load(col.mass + j);
         coefficient += load(col.gain + j) * weight_of<Real, function>(s - load(col.shift + j), col_mass);
@@ -159,6 +168,9 @@ void weigh_as(Tile<Real> tile, const Real* row_scale, WeightTerm<Real> row, Weig
       store(values + j, coefficient * row_scale[i]);
     }
     if constexpr (has_row) row.mass[i] = sum_of_lanes<Real>(mass);
+    if constexpr (has_row && function == WeightFunction::sigmoid) {
+      if (row.weight) row.weight[i] = sum_of_lanes<Real>(weight);
+    }
     row_moment[i] = sum_of_lanes<Real>(moment);
   }
 }
@@ -200,12 +212,14 @@ template <class Real, WeightFunction function>
 void weigh_with(Tile<Real> tile, const Real* row_scale, const Real* row_max, WeightTerm<Real> row,
                 WeightTerm<Real> col, Real* row_moment) {
   if (row.shift && col.shift) {
-    const Real shift = shift_of_tile(row_max, tile.rows);
-    const Real row_spread = shift - smallest_of(row.shift, tile.rows);
-    const Real col_spread = shift - smallest_of(col.shift, tile.width);
-    constexpr Real most = function == WeightFunction::capped ? Real(0) : widest<Real>;
-    if (row_spread <= most && col_spread <= most)
-      return weigh_sharing(tile, shift, row_scale, row, col, row_moment);
+    if constexpr (function != WeightFunction::sigmoid) {
+      const Real shift = shift_of_tile(row_max, tile.rows);
+      const Real row_spread = shift - smallest_of(row.shift, tile.rows);
+      const Real col_spread = shift - smallest_of(col.shift, tile.width);
+      constexpr Real most = function == WeightFunction::capped ? Real(0) : widest<Real>;
+      if (row_spread <= most && col_spread <= most)
+        return weigh_sharing(tile, shift, row_scale, row, col, row_moment);
+    }
     weigh_as<Real, true, true, function>(tile, row_scale, row, col, row_moment);
   } else if (row.shift) {
     weigh_as<Real, true, false, function>(tile, row_scale, row, col, row_moment);
@@ -222,6 +236,8 @@ void weigh(Tile<Real> tile, const Real* row_scale, const Real* row_max, WeightTe
       return weigh_with<Real, WeightFunction::exponential>(tile, row_scale, row_max, row, col, row_moment);
     case WeightFunction::capped:
       return weigh_with<Real, WeightFunction::capped>(tile, row_scale, row_max, row, col, row_moment);
+    case WeightFunction::sigmoid:
+      return weigh_with<Real, WeightFunction::sigmoid>(tile, row_scale, row_max, row, col, row_moment);
     case WeightFunction::softmax:
       return weigh_with<Real, WeightFunction::softmax>(tile, row_scale, row_max, row, col, row_moment);
   }

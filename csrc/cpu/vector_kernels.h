@@ -28,6 +28,7 @@ struct Tile {
 enum class WeightFunction {
   exponential,  // f = phi = exp
   capped,       // f = min(exp, 1), phi(t) = exp(t) below 0 and 1 + t above
+  sigmoid,      // f(t) = 1 / (1 + exp(-t)), phi(t) = log(1 + exp(t))
   softmax,      // exp where the shift is a maximum, so that t <= 0 up to rounding
 };
 
@@ -37,7 +38,8 @@ template <class Real>
 struct WeightTerm {
   const Real* shift;
   const Real* gain;
-  Real* mass;  // rows: overwritten with the tile's sums; columns: added to
+  Real* mass;    // rows: overwritten with the tile's sums; columns: added to
+  Real* weight;  // rows of sigmoids alone, likewise the sums of f; or null
 };
 
 template <class Real>

@@ -1,5 +1,5 @@
-// Vectors of the width this translation unit is compiled for, and their
-// exponential.
+// Vectors of the width this translation unit is compiled for, their exponential,
+// and the sigmoid and softplus made of it.
 //
 // Included by the kernels only, once per instruction set. All of it sits
 // in an unnamed namespace: a shared instantiation could be linked from the
@@ -38,6 +38,9 @@ struct Lanes<float> {
   // Chebyshev fit of exp on |r| <= ln 2 / 2, highest power first; error 2e-9.
   static constexpr float exp_fit[] = {
       1.39411189e-03f, 8.375134775e-03f, 4.166635277e-02f, 1.666641541e-01f, 5.000000047e-01f, 1.000000038f, 1.0f};
+  // Chebyshev fit of log(1 + e) / e on 0 <= e <= 1, highest power first; error 5e-9.
+  static constexpr float log1p_fit[] = {-3.176057e-03f,     1.9542526e-02f,    -5.6373611e-02f,  1.0543624e-01f, -1.5269667e-01f,
+                                        1.9663274e-01f,     -2.4951616e-01f,   3.332971e-01f,    -4.9999893e-01f, 1.0f};
 };
 
 template <>
@@ -67,6 +70,14 @@ struct Lanes<double> {
                                        0.50000000000000184,
                                        1.0,
                                        0.999999999999999997};
+  // As above; error 1e-17.
+  static constexpr double log1p_fit[] = {2.4437973948580947e-05,  -2.827421139374107e-04, 1.5535244034334333e-03,
+                                         -5.4217339910016095e-03, 1.3598778090617254e-02, -2.6398779480743217e-02,
+                                         4.1925709853904154e-02,  -5.718978534193906e-02, 7.015296236526472e-02,
+                                         -8.070954578430206e-02,  9.009095815198633e-02,  -9.979768096586568e-02,
+                                         1.1107211585299538e-01,  -0.12499427063514382,   0.14285651975275926,
+                                         -0.16666661848248537,    0.19999999749856523,    -0.24999999992009522,
+                                         0.33333333333197523,     -0.4999999999999908,    1.0};
 };
 
 template <class Real>
@@ -161,5 +172,24 @@ inline Vec<Real> exponential(Vec<Real> x) {
   const Vec<Real> scaled = e.exp_r * (Vec<Real>)((half + L::exponent_bias) << L::mantissa_bits);
   return scaled * (Vec<Real>)((rest + L::exponent_bias) << L::mantissa_bits);
 }
+
+// 1 / (1 + exp(-x)) and log(1 + exp(x)) for any x, from one exponential of -|x|;
+// each within two units in the last place, however small, down to where that
+// exponential is 0. NaN stays.
+template <class Real>
+struct SigmoidAndSoftplus {
+  Vec<Real> sigmoid, softplus;
+
+  explicit SigmoidAndSoftplus(Vec<Real> x) {
+    using L = Lanes<Real>;
+    const Vec<Real> below = bounded_exponential<Real>(x > Real(0) ? -x : x);
+    const Vec<Real> above_zero = Real(1) / (Real(1) + below);
+    sigmoid = x > Real(0) ? above_zero : below * above_zero;
+    Vec<Real> fit = splat<Real>(L::log1p_fit[0]);
+#pragma GCC unroll 32
+    for (unsigned k = 1; k < sizeof L::log1p_fit / sizeof(Real); ++k) fit = fit * below + L::log1p_fit[k];
+    softplus = at_least<Real>(x, 0) + below * fit;
+  }
+};
 
 }  // namespace

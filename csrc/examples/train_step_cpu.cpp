@@ -43,7 +43,7 @@ int main() {
 
   // Backward: each of the 2 N terms counts 1 / (2 N).
   Floats dx(n * depth), dy(n * depth);
-  pair_grad_softmax(problem, 1.0 / (2 * n), PairGrads<float>{dx.data(), dy.data(), nullptr, nullptr, nullptr}, stats,
+  pair_grad_softmax(problem, 1.0 / (2 * n), PairGrads<float>{dx.data(), dy.data(), nullptr, nullptr, nullptr, nullptr}, stats,
                     execution);
   example::print(loss / (2 * n), dx, dy);
 }

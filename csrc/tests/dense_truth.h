@@ -6,6 +6,8 @@
 #include <optional>
 #include <vector>
 
+#include "cpu/vector_kernels.h"
+
 namespace contrastile::test {
 
 using Vector = std::vector<double>;
@@ -58,16 +60,23 @@ struct DenseTerm {
 struct DenseWeights {
   DenseTerm row, col;
   Vector positive_coeff;  // (N,), empty without positives
-  bool cap = false;
+  cpu::WeightFunction function = cpu::WeightFunction::exponential;
 };
 
 // `size` of each sum is the sum of the magnitudes of its terms: what its rounding error is relative to.
 struct DenseGrads {
-  Vector dx, dx_size, dy, dy_size, moment, moment_size, row_mass, col_mass;
+  Vector dx, dx_size, dy, dy_size, moment, moment_size, row_mass, col_mass, row_weight;
 };
 
-inline double weight_of(double t, bool cap) { return cap && t > 0 ? 1 : std::exp(t); }
-inline double mass_of(double t, bool cap) { return cap && t > 0 ? 1 + t : std::exp(t); }
+inline double weight_of(double t, cpu::WeightFunction function) {
+  if (function == cpu::WeightFunction::sigmoid) return 1 / (1 + std::exp(-t));
+  return function == cpu::WeightFunction::capped && t > 0 ? 1 : std::exp(t);
+}
+
+inline double mass_of(double t, cpu::WeightFunction function) {
+  if (function == cpu::WeightFunction::sigmoid) return std::fmax(t, 0) + std::log1p(std::exp(-std::fabs(t)));
+  return function == cpu::WeightFunction::capped && t > 0 ? 1 + t : std::exp(t);
+}
 
 // Of the pair (i, j), whose logit is s.
 inline double coefficient_of(const DenseProblem& p, const DenseWeights& w, std::int64_t i, std::int64_t j, double s) {
@@ -75,8 +84,8 @@ inline double coefficient_of(const DenseProblem& p, const DenseWeights& w, std::
   if (kind == Pair::masked) return 0;
   if (kind == Pair::positive) return w.positive_coeff.empty() ? 0 : w.positive_coeff[i];
   double coefficient = 0;
-  if (!w.row.shift.empty()) coefficient += w.row.gain[i] * weight_of(s - w.row.shift[i], w.cap);
-  if (!w.col.shift.empty()) coefficient += w.col.gain[j] * weight_of(s - w.col.shift[j], w.cap);
+  if (!w.row.shift.empty()) coefficient += w.row.gain[i] * weight_of(s - w.row.shift[i], w.function);
+  if (!w.col.shift.empty()) coefficient += w.col.gain[j] * weight_of(s - w.col.shift[j], w.function);
   return coefficient;
 }
 
@@ -84,14 +93,17 @@ inline DenseGrads dense_grads(const DenseProblem& p, const DenseStats& stats, co
   DenseGrads out;
   for (Vector* dx : {&out.dx, &out.dx_size}) dx->resize(p.rows * p.depth);
   for (Vector* dy : {&out.dy, &out.dy_size}) dy->resize(p.cols * p.depth);
-  for (Vector* row : {&out.moment, &out.moment_size, &out.row_mass}) row->resize(p.rows);
+  for (Vector* row : {&out.moment, &out.moment_size, &out.row_mass, &out.row_weight}) row->resize(p.rows);
   out.col_mass.resize(p.cols);
   for (std::int64_t i = 0; i < p.rows; ++i)
     for (std::int64_t j = 0; j < p.cols; ++j) {
       const double s = stats.logits[i * p.cols + j], coefficient = coefficient_of(p, w, i, j, s);
       const Pair kind = p.kind(i, j);
-      if (kind == Pair::negative && !w.row.shift.empty()) out.row_mass[i] += mass_of(s - w.row.shift[i], w.cap);
-      if (kind == Pair::negative && !w.col.shift.empty()) out.col_mass[j] += mass_of(s - w.col.shift[j], w.cap);
+      if (kind == Pair::negative && !w.row.shift.empty()) {
+        out.row_mass[i] += mass_of(s - w.row.shift[i], w.function);
+        out.row_weight[i] += weight_of(s - w.row.shift[i], w.function);
+      }
+      if (kind == Pair::negative && !w.col.shift.empty()) out.col_mass[j] += mass_of(s - w.col.shift[j], w.function);
       if (kind != Pair::masked) {
         out.moment[i] += coefficient * s;
         out.moment_size[i] += std::abs(coefficient * s);

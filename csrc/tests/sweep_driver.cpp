@@ -174,7 +174,7 @@ class Case {
   }
 
   struct GradBuffers {
-    std::vector<Real> dx, dy, moment, row_mass, col_mass;
+    std::vector<Real> dx, dy, moment, row_mass, col_mass, row_weight;
   };
 
   PairGrads<Real> make_grads(GradBuffers& b, const DenseWeights& weights, bool masses) {
@@ -188,7 +188,9 @@ class Case {
             optional(b.dy, !mirrored_ && random_.chance(0.8), p_.cols * p_.depth),
             optional(b.moment, random_.chance(0.5), p_.rows),
             optional(b.row_mass, masses && !weights.row.shift.empty(), p_.rows),
-            optional(b.col_mass, masses && !mirrored_ && !weights.col.shift.empty(), p_.cols)};
+            optional(b.col_mass, masses && !mirrored_ && !weights.col.shift.empty(), p_.cols),
+            optional(b.row_weight, weights.function == WeightFunction::sigmoid && !mirrored_ && !weights.row.shift.empty(),
+                     p_.rows)};
   }
 
   void check_grads(const GradBuffers& b, const DenseWeights& weights) {
@@ -196,6 +198,7 @@ class Case {
     judge_.compare("dX", b.dx, truth.dx, truth.dx_size);
     judge_.compare("dY", b.dy, truth.dy, truth.dy_size);
     judge_.compare("row mass", b.row_mass, truth.row_mass, magnitudes(truth.row_mass));
+    judge_.compare("row weight", b.row_weight, truth.row_weight, magnitudes(truth.row_weight));
     judge_.compare("column mass", b.col_mass, truth.col_mass, magnitudes(truth.col_mass));
     if (!mirrored_) return judge_.compare("moment", b.moment, truth.moment, truth.moment_size);
     if (b.moment.empty()) return;
@@ -217,7 +220,7 @@ class Case {
     check_grads(grads, weights);
   }
 
-  // Weights near the softmax's, rounded to Real, so that both sides of the cap occur.
+  // Weights near the softmax's, rounded to Real, so that logits are on both sides of the shifts.
   DenseTerm random_term(const Vector& sums, std::vector<Real>& shift, std::vector<Real>& gain) {
     DenseTerm term;
     for (const double sum : sums) {
@@ -250,11 +253,11 @@ class Case {
         for (std::int64_t i = 0; i < p_.rows; ++i) coeff[(*p_.positives)[i]] = coeff[i];
       weights.positive_coeff.assign(coeff.begin(), coeff.end());
     }
-    weights.cap = random_.chance(0.5);
+    weights.function =
+        random_.one_of({WeightFunction::exponential, WeightFunction::capped, WeightFunction::sigmoid});
     const auto given = [](const std::vector<Real>& v) { return v.empty() ? nullptr : v.data(); };
-    const GivenWeights<Real> handed{
-        given(row_shift), given(row_gain), given(col_shift),
-        given(col_gain),  given(coeff),    weights.cap ? WeightFunction::capped : WeightFunction::exponential};
+    const GivenWeights<Real> handed{given(row_shift), given(row_gain), given(col_shift),
+                                    given(col_gain),  given(coeff),    weights.function};
     GradBuffers grads;
     StatsBuffers stats;
     const bool with_stats = random_.chance(0.5);

@@ -5,7 +5,8 @@ from contrastile.backends import use_backend
 from contrastile.cached import GradientCache, cached_backward
 from contrastile.evaluate import recall_at_k, retrieval_ranks
 from contrastile.functional import GammaOutput, gamma_contrastive, info_nce, log_normalizers, nt_xent
-from contrastile.losses import ClipLoss, GammaContrastiveLoss, NTXentLoss
+from contrastile.functional_siglip import siglip
+from contrastile.losses import ClipLoss, GammaContrastiveLoss, NTXentLoss, RobustContrastiveLoss, SigLipLoss
 from contrastile.structure import (
     BrownianBridgeLoss,
     FeatureSeparationLoss,
@@ -29,7 +30,9 @@ __all__ = [
     "GeometricConsistencyLoss",
     "GradientCache",
     "NTXentLoss",
+    "RobustContrastiveLoss",
     "SeparatingHeads",
+    "SigLipLoss",
     "autograd",
     "backends",
     "brownian_bridge",
@@ -45,6 +48,7 @@ __all__ = [
     "recall_at_k",
     "reference",
     "retrieval_ranks",
+    "siglip",
     "structure",
     "use_backend",
 ]

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastile import formulas
+from contrastile import formulas, formulas_siglip
 from contrastile.formulas import Formed, Former, GammaTerms, Gradients, Wants
+from contrastile.formulas_siglip import SigLipKept
 from contrastile.validation import PairInputs
 
-__all__ = ["GammaContrastiveFunction", "InfoNCEFunction", "LogNormalizersFunction"]
+__all__ = ["GammaContrastiveFunction", "InfoNCEFunction", "LogNormalizersFunction", "SigLipFunction"]
 
 INPUTS = len(PairInputs._fields)
 
@@ -29,7 +30,7 @@ Backward = Callable[..., tuple[Tensor | None, ...]]
 def differentiable_once(backward: Backward) -> Backward:
     """Differentiating the results of this backward raises, having them does not.
 
-    It is called with what its forward saved, x, y and scale first, beside ctx and the upstream gradients: saved
+    It is called with what its forward saved beside ctx and the upstream gradients: saved
     tensors may be read only once, because activation checkpointing computes them anew.
     """
 
@@ -40,7 +41,7 @@ def differentiable_once(backward: Backward) -> Backward:
             gradients = backward(ctx, saved, *upstream)
         if not torch.is_grad_enabled():
             return gradients
-        sources = [t for t in (*upstream, *saved[:3]) if t is not None and t.requires_grad]
+        sources = [t for t in (*upstream, *saved) if t is not None and t.requires_grad]
         apply: Any = _NoSecondDerivative.apply
         return tuple(None if g is None else apply(g, *sources) for g in gradients)
 
@@ -110,6 +111,32 @@ class GammaContrastiveFunction(torch.autograd.Function):
             inputs, terms, positive_logit, upstream, ctx.reduction, _take_formed(ctx), _form(ctx, inputs), in_place=True
         )
         return _for_all_arguments(ctx, inputs, gradients)
+
+
+class SigLipFunction(torch.autograd.Function):
+    """apply(*PairInputs, bias, reduction, backend) -> loss."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        inputs = PairInputs(*arguments[:INPUTS])
+        bias, ctx.reduction, ctx.backend = arguments[INPUTS:]
+        wants, wants_bias = Wants(*ctx.needs_input_grad[:3]), ctx.needs_input_grad[INPUTS]
+        loss, kept, ctx.formed = formulas_siglip.siglip_forward(
+            inputs, bias, ctx.reduction, wants, wants_bias, ctx.backend
+        )
+        ctx.save_for_backward(*inputs, *kept)
+        return loss
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, saved: Saved, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, kept = PairInputs(*saved[:INPUTS]), SigLipKept(*saved[INPUTS:])
+        form = _form(ctx, inputs) if any(ctx.needs_input_grad[:3]) else None
+        gradients, dbias = formulas_siglip.siglip_backward(
+            inputs, kept, upstream, ctx.reduction, _take_formed(ctx), form, in_place=True
+        )
+        found = _for_all_arguments(ctx, inputs, gradients)
+        return *found[:INPUTS], dbias, *found[INPUTS + 1 :]
 
 
 class LogNormalizersFunction(torch.autograd.Function):

@@ -20,7 +20,16 @@ import torch
 from torch import Tensor
 
 from contrastile import backends
-from contrastile.pairs import Backend, GivenWeights, GradNeeds, PairGrads, PairStats, Rows, SoftmaxWeights
+from contrastile.pairs import (
+    Backend,
+    GivenWeights,
+    GradNeeds,
+    PairGrads,
+    PairStats,
+    Rows,
+    SoftmaxWeights,
+    WeightFunction,
+)
 from contrastile.statistics import (
     by_column,
     col_denominators,
@@ -104,10 +113,13 @@ def pair_gradients(
     wants: Wants,
     backend: Backend | str,
     stats: bool = False,
+    row_weight: bool = False,
 ) -> tuple[Formed, PairGrads]:
     """pair_grad in terms of the inputs, and its other results."""
     wants_dy = wants.x if has_both_roles(inputs) else wants.y
-    needs = GradNeeds(wants.x, wants_dy, moment=wants.scale, stats=stats, positives=False, late=True)
+    needs = GradNeeds(
+        wants.x, wants_dy, moment=wants.scale, row_weight=row_weight, stats=stats, positives=False, late=True
+    )
     with outside_autocast(inputs.x.device):
         found = backends.get(backend).pair_grad(inputs.problem(), weights, needs)
     if found.rows is not None:
@@ -281,13 +293,14 @@ def gamma_weights(inputs: PairInputs, terms: GammaTerms, positive: Tensor, gain:
     row_gain = gain if terms.row_draws is None else gain * terms.row_draws
     coeff = row_gain * _weight(positive + terms.log_u, terms.cap) - gain
     row_shift = -terms.log_u - terms.log_multiplier
+    function = WeightFunction.CAPPED if terms.cap else WeightFunction.EXPONENTIAL
     if terms.log_v is None:
-        return GivenWeights(row_shift, row_gain, None, None, coeff, terms.cap)
+        return GivenWeights(row_shift, row_gain, None, None, coeff, function)
     col_gain = by_column(gain, positives, gain.shape[0], 0.0)
     if terms.col_draws is not None:
         col_gain = col_gain * terms.col_draws
     coeff = coeff + col_gain[positives] * _weight(positive + terms.log_v[positives], terms.cap) - gain
-    return GivenWeights(row_shift, row_gain, -terms.log_v - terms.log_multiplier, col_gain, coeff, terms.cap)
+    return GivenWeights(row_shift, row_gain, -terms.log_v - terms.log_multiplier, col_gain, coeff, function)
 
 
 def _gamma_bound(

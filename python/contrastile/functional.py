@@ -98,7 +98,7 @@ def info_nce(
             symmetric=symmetric,
         )
         return shared_losses.info_nce(shared, symmetric, reduction)
-    _check_alone(exchange)
+    check_alone(exchange)
     check_reduction(reduction)
     inputs = check_pairs(x, y, scale, positives, groups, both_directions=symmetric)
     return _info_nce(inputs, symmetric, reduction, backend)
@@ -144,7 +144,7 @@ def nt_xent(
             reduction=reduction,
         )
         return shared_losses.info_nce(shared, False, reduction)
-    _check_alone(exchange)
+    check_alone(exchange)
     check_reduction(reduction)
     return _info_nce(check_views(z, scale, positives), False, reduction, backend)
 
@@ -206,7 +206,7 @@ def log_normalizers(
             columns=columns,
         )
         return shared_losses.log_normalizers(shared, columns, log_multiplier)
-    _check_alone(exchange)
+    check_alone(exchange)
     log_multiplier = check_log_multiplier(log_multiplier)
     inputs = check_pairs(x, y, scale, positives, groups, both_directions=columns, needs_positives=False)
     name = backends.resolve(backend, x.device.type, x.dtype)
@@ -300,7 +300,7 @@ def gamma_contrastive(
             cap=cap,
         )
         return GammaOutput(*shared_losses.gamma_contrastive(shared, reduction))
-    _check_alone(exchange)
+    check_alone(exchange)
     check_reduction(reduction)
     inputs, terms = checked(may_be_empty=False)
     name = backends.resolve(backend, x.device.type, x.dtype)
@@ -329,6 +329,6 @@ def _info_nce(inputs: PairInputs, symmetric: bool, reduction: str, backend: str 
     return loss
 
 
-def _check_alone(exchange: str | None) -> None:
+def check_alone(exchange: str | None) -> None:
     if exchange is not None:
         raise ValueError(f"exchange is {exchange!r} without a group: there is nothing to exchange")

@@ -146,8 +146,7 @@ class LogNormalizerMemory(nn.Module):
 
     def __init__(self, num_samples: int, *, update_rate: float = UPDATE_RATE, columns: bool = True) -> None:
         super().__init__()
-        if num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}: expected at least 1")
+        check_count(num_samples)
         if not 0 < update_rate <= 1:
             raise ValueError(f"update_rate is {update_rate}: expected a number above 0, at most 1")
         self.num_samples = num_samples
@@ -158,7 +157,7 @@ class LogNormalizerMemory(nn.Module):
 
     def estimate(self, index: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
         """As of the last update, at the batch's scale: see `Normalizer`. Index (B,) int64 within num_samples."""
-        known = self._log_z(self.level[:, index], batch)
+        known = self._log_z(self._recall(index, batch), batch)
         return known[0], known[1] if len(known) == 2 else None
 
     @torch.no_grad()
@@ -173,14 +172,21 @@ class LogNormalizerMemory(nn.Module):
             raise ValueError(f"this memory keeps {len(self.level)} log-normaliser(s) per sample: expected {wanted}")
         found = row_lse[None] if col_lse is None else torch.stack([row_lse, col_lse])
         found = log_mean_of_equals(index, found.to(self.level.dtype))
-        old = self.level[:, index]
+        old = self._recall(index, batch)
         moved = self._moved(self._log_z(old, batch), found)
         level = (torch.where(old == -torch.inf, found, moved) - batch.log_count) / batch.fixed_scale
         usable = (found.isfinite() & level.isfinite()).all(0)
         # Equal indices carry equal values by now, so the order of these writes does not matter.
-        self.level.index_copy_(1, index, torch.where(usable, level.to(old.dtype), old))
+        self._keep(index, torch.where(usable, level.to(old.dtype), old))
         self.visits.add_(usable.sum())
         self.rejected.add_((~usable).sum())
+
+    def _recall(self, index: Tensor, batch: PairBatch) -> Tensor:
+        """Levels of the samples `index` (B,), (sides, B)."""
+        return self.level[:, index]
+
+    def _keep(self, index: Tensor, level: Tensor) -> None:
+        self.level.index_copy_(1, index, level)
 
     def _moved(self, log_z: Tensor, found: Tensor) -> Tensor:
         """log Z of known samples after a visit that found `found`, (sides, B) each."""
@@ -224,6 +230,11 @@ class StochasticLogNormalizerMemory(LogNormalizerMemory):
         return log_z + torch.where(gap > 0, step.minimum(gap), step.maximum(gap))
 
 
+def check_count(num_samples: int) -> None:
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}: expected at least 1")
+
+
 def same_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """What `fn` does to a tensor's device alone."""
 
@@ -237,13 +248,32 @@ def same_dtype(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 def log_mean_of_equals(index: Tensor, values: Tensor) -> Tensor:
     """At each position, the log of the mean of exp(values) over all positions with the same index.
 
-    index (B,), values (sides, B) -> (sides, B). Sorting and numbering the runs keeps every shape static.
+    index (B,), values (sides, B) -> (sides, B).
     """
+    run_of = _runs_of_equals(index).expand_as(values)
+    top = torch.full_like(values, -torch.inf).scatter_reduce(1, run_of, values, "amax").gather(1, run_of)
+    return top + (_sums(run_of, (values - top).exp()) / _sums(run_of, torch.ones_like(values))).log()
+
+
+def mean_of_equals(index: Tensor, values: Tensor) -> Tensor:
+    """At each position, the mean of values over all positions with the same index: (B,), (sides, B) -> (sides, B)."""
+    run_of = _runs_of_equals(index).expand_as(values)
+    return _sums(run_of, values) / _sums(run_of, torch.ones_like(values))
+
+
+def count_of_equals(index: Tensor) -> Tensor:
+    """At each position, how many have the same index: (B,) -> (B,) int64."""
+    return _sums(_runs_of_equals(index)[None], torch.ones_like(index)[None])[0]
+
+
+def _runs_of_equals(index: Tensor) -> Tensor:
+    """A number below B for each distinct index, (B,). Sorting and numbering the runs keeps every shape static."""
     ordered, order = index.sort(stable=True)
     run = torch.zeros_like(index)
     run[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
-    run_of = torch.zeros_like(index).scatter(0, order, run).expand_as(values)
-    top = torch.full_like(values, -torch.inf).scatter_reduce(1, run_of, values, "amax")
-    total = torch.zeros_like(values).scatter_add(1, run_of, (values - top.gather(1, run_of)).exp())
-    count = torch.zeros_like(values).scatter_add(1, run_of, torch.ones_like(values))
-    return (top + (total / count).log()).gather(1, run_of)
+    return torch.zeros_like(index).scatter(0, order, run)
+
+
+def _sums(run_of: Tensor, values: Tensor) -> Tensor:
+    """At each position, the sum of values over its run: (sides, B) each."""
+    return torch.zeros_like(values).scatter_add(1, run_of, values).gather(1, run_of)

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastile import formulas
+from contrastile import formulas, formulas_siglip
 from contrastile.autograd import INPUTS, Saved, differentiable_once
 from contrastile.formulas import GammaTerms, Gradients, Wants
-from contrastile.pairs import GivenWeights
+from contrastile.formulas_siglip import SigLipKept
+from contrastile.pairs import GivenWeights, WeightFunction
 from contrastile.validation import PairInputs, accumulation_dtype
 
 INPUTS_SCHEMA = "Tensor x, Tensor? y, Tensor scale, Tensor? positives, Tensor? row_groups, Tensor? col_groups"
@@ -123,6 +124,45 @@ def _gamma_contrastive_backward(ctx: Any, saved: Saved, upstream: Tensor, *_: An
 gamma_contrastive.register_autograd(_gamma_contrastive_backward, setup_context=_keep_gamma_contrastive)
 
 
+# (loss, positive_logit, bias_slope, dx, dy, dscale)
+@_op("siglip", f"Tensor bias, str reduction, {FORM_SCHEMA}, bool form_dbias, {TRACED_SCHEMA}", 1 + 2 + 3)
+def siglip(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs = PairInputs(*arguments[:INPUTS])
+    bias, reduction, *form, form_dbias, backend, _ = arguments[INPUTS:]
+    loss, kept, formed = formulas_siglip.siglip_forward(inputs, bias, reduction, Wants(*form), form_dbias, backend)
+    return loss, *_present(inputs, kept[1:]), *_present(inputs, formulas.complete(inputs, formed))
+
+
+@_fake_of(siglip)
+def _fake_siglip(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, rows = PairInputs(*arguments[:INPUTS]), arguments[0].shape[0]
+    _, reduction, *form, form_dbias, _, _ = arguments[INPUTS:]
+    vectors = _fake(inputs, rows), _fake(inputs, rows if form_dbias else 0)
+    return _fake_loss(inputs, reduction), *vectors, *_fake_formed(inputs, form, reduction)
+
+
+def _keep_siglip(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
+    bias, ctx.reduction, *_, ctx.backend, _ = inputs[INPUTS:]
+    ctx.save_for_backward(*inputs[:INPUTS], bias, *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+@differentiable_once
+def _siglip_backward(ctx: Any, saved: Saved, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    inputs, (bias, positive_logit, slope, *formed) = PairInputs(*saved[:INPUTS]), saved[INPUTS:]
+    form = _form(ctx, inputs) if any(ctx.needs_input_grad[:3]) else None
+    kept = SigLipKept(bias, positive_logit, _absent(slope))
+    gradients, dbias = formulas_siglip.siglip_backward(
+        inputs, kept, upstream, ctx.reduction, _formed(ctx, formed), form, in_place=False
+    )
+    found = _for_all_arguments(ctx, inputs, gradients)
+    return *found[:INPUTS], dbias, *found[INPUTS + 1 :]
+
+
+siglip.register_autograd(_siglip_backward, setup_context=_keep_siglip)
+
+
 # (row_lse, col_lse, row_max, row_sum, col_max, col_sum, positive_logit)
 @_op("log_normalizers", f"bool columns, float log_multiplier, {TRACED_SCHEMA}", 2 + STATS)
 def log_normalizers(*arguments: Any) -> tuple[Tensor, ...]:
@@ -170,12 +210,13 @@ def _fake_retrieval_ranks(x: Tensor, *_: Any) -> Tensor:
 
 
 # (dx, dy, dscale)
-@_op("pair_grad", f"{WEIGHTS_SCHEMA}, bool cap, {FORM_SCHEMA}, str backend", 3)
+@_op("pair_grad", f"{WEIGHTS_SCHEMA}, str function, {FORM_SCHEMA}, str backend", 3)
 def pair_grad(*arguments: Any) -> tuple[Tensor, ...]:
     inputs = PairInputs(*arguments[:INPUTS])
-    *weights, form_dx, form_dy, form_dscale, backend = arguments[INPUTS:]
-    wants = Wants(form_dx, form_dy, form_dscale)
-    formed, _ = formulas.pair_gradients(inputs, GivenWeights(*weights), wants, backend)
+    *vectors, function, form_dx, form_dy, form_dscale, backend = arguments[INPUTS:]
+    described = (*vectors, WeightFunction(function))
+    weights, wants = GivenWeights(*described), Wants(form_dx, form_dy, form_dscale)
+    formed, _ = formulas.pair_gradients(inputs, weights, wants, backend)
     return tuple(_present(inputs, formulas.complete(inputs, formed)))
 
 
@@ -187,7 +228,7 @@ def _fake_pair_grad(*arguments: Any) -> tuple[Tensor, ...]:
 def _form(ctx: Any, inputs: PairInputs) -> formulas.Former:
     def form(weights: GivenWeights) -> Gradients:
         vectors = (weights.row_shift, weights.row_gain, weights.col_shift, weights.col_gain, weights.positive_coeff)
-        outputs = pair_grad(*inputs, *vectors, weights.cap, *ctx.needs_input_grad[:3], ctx.backend)
+        outputs = pair_grad(*inputs, *vectors, weights.function.value, *ctx.needs_input_grad[:3], ctx.backend)
         return Gradients(*map(_absent, outputs))
 
     return form

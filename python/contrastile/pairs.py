@@ -21,6 +21,7 @@ positive's own gradient coefficient p - 1 = -(negative mass), exact however conf
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple, Protocol
 
 import torch
@@ -68,15 +69,23 @@ class PairStats:
     row_loss: Tensor | None = None  # (N,) of SoftmaxWeights, where their sweep had it; symmetric: by both directions
 
 
+class WeightFunction(Enum):
+    """f of a coefficient gain * f(s - shift), and its primitive phi, whose sum is the mass."""
+
+    EXPONENTIAL = "exponential"  # f(t) = phi(t) = exp(t)
+    CAPPED = "capped"  # f(t) = min(exp(t), 1), phi(t) = exp(t) for t <= 0 and 1 + t above
+    SIGMOID = "sigmoid"  # f(t) = 1 / (1 + exp(-t)), phi(t) = log(1 + exp(t))
+
+
 @dataclass(frozen=True)
 class GivenWeights:
     """Coefficients known before the sweep. For negatives
 
         C_ij = row_gain_i * f(s_ij - row_shift_i) + col_gain_j * f(s_ij - col_shift_j)
 
-    with f = exp, or f = min(exp, 1) where cap is set; C at the positives is positive_coeff; masked pairs
-    have C = 0. A direction whose shift is None is absent. With self_similarity both directions are given,
-    equal, and positive_coeff holds what a pair counts from both its ends: C is symmetric.
+    with the function f; C at the positives is positive_coeff; masked pairs have C = 0. A direction whose
+    shift is None is absent. With self_similarity both directions are given, equal, and positive_coeff holds
+    what a pair counts from both its ends: C is symmetric.
     """
 
     row_shift: Tensor | None  # (N,) accumulation dtype, as all below
@@ -84,7 +93,7 @@ class GivenWeights:
     col_shift: Tensor | None  # (M,)
     col_gain: Tensor | None  # (M,)
     positive_coeff: Tensor | None  # (N,)
-    cap: bool = False
+    function: WeightFunction = WeightFunction.EXPONENTIAL
 
 
 @dataclass(frozen=True)
@@ -103,6 +112,7 @@ class GradNeeds:
     dx: bool
     dy: bool
     moment: bool = False  # row_moment
+    row_weight: bool = False  # with GivenWeights of sigmoids by row, and no self_similarity
     stats: bool = False  # PairStats of the same sweep; always given with SoftmaxWeights
     positives: bool = True  # their logits in these; with GivenWeights they may be left out
     late: bool = False  # dx, dy and row_moment may be left as PairGrads.rows
@@ -135,12 +145,12 @@ class PairGrads:
     dx: Tensor | None  # (N, D)  scale_i * sum_j C_ij y_j
     dy: Tensor | None  # (M, D)  sum_i scale_i * C_ij x_i
     row_moment: Tensor | None  # (N,)  sum_j C_ij s_ij, that is scale_i * dL/dscale_i
-    # sum over negatives of phi(s_ij - row_shift_i), the primitive of f: exp(t), or with the cap
-    # exp(t) for t <= 0 and 1 + t above. GivenWeights only.
+    # sum over negatives of phi(s_ij - row_shift_i), the primitive of f. GivenWeights only.
     row_mass: Tensor | None  # (N,)
     col_mass: Tensor | None  # (M,)
     stats: PairStats | None
     rows: Rows | None = None  # where asked for late: in place of dx, dy and row_moment
+    row_weight: Tensor | None = None  # (N,)  sum over negatives of f(s_ij - row_shift_i)
 
 
 class Backend(Protocol):

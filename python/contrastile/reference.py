@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from contrastile.reference_structure import (
@@ -34,6 +35,7 @@ __all__ = [
     "log_normalizers",
     "nt_xent",
     "retrieval_ranks",
+    "siglip",
 ]
 
 Groups = tuple[Tensor, Tensor]
@@ -181,6 +183,34 @@ def gamma_contrastive(
             log_multiplier=log_multiplier,
         )
     return GammaOutput(_reduce(rows, reduction), row_lse, col_lse)
+
+
+def siglip(
+    x: Tensor,
+    y: Tensor,
+    scale: float | Tensor,
+    bias: float | Tensor,
+    *,
+    positives: Tensor | None = None,
+    groups: Groups | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Sigmoid loss (Zhai et al. 2023, eq. 2 and algorithm 1): every pair is a choice of its own between z = 1 and -1.
+
+        l_i = - sum_j log sigmoid( z_ij (s_ij + bias) )       z = 1 for the row's positive, -1 for its negatives
+
+    Args:
+        x: anchors (N, D). y: candidates (M, D). scale: number, () or (N,). bias: number or ().
+        positives: (N,) int64, default arange(N). groups: ((N,), (M,)) integers: masked pairs are left out.
+
+    Returns:
+        () for reduction "mean" (over rows, as in the paper) or "sum", (N,) for "none".
+    """
+    logits = _logits(x, y, scale)
+    logits = logits + torch.as_tensor(bias, dtype=logits.dtype, device=logits.device)
+    is_positive, is_negative = _kinds(logits, _default_positives(x, positives), groups)
+    losses = -F.logsigmoid(torch.where(is_positive, logits, -logits))
+    return _reduce(torch.where(is_positive | is_negative, losses, 0.0).sum(1), reduction)
 
 
 def retrieval_ranks(

@@ -164,6 +164,24 @@ def check_vector(name: str, vector: Tensor, length: int, like: Tensor, *, positi
     return vector.detach().to(accumulation_dtype(like.dtype)).contiguous()
 
 
+def check_bias(bias: float | Tensor, like: Tensor) -> Tensor:
+    """One number that logits are moved by, (), still attached to its graph."""
+    if not isinstance(bias, Tensor):
+        if not _is_number(bias):
+            raise TypeError(f"bias is {_kind(bias)}: expected a number or a floating-point tensor")
+        if not torch.compiler.is_compiling() and not -math.inf < bias < math.inf:
+            raise ValueError(f"bias is {bias}: expected a finite number")
+        return torch.full((), bias, dtype=accumulation_dtype(like.dtype), device=like.device)
+    if not bias.dtype.is_floating_point:
+        raise TypeError(f"bias is {bias.dtype}: expected a floating-point tensor")
+    if bias.dim() != 0:
+        raise ValueError(f"bias has shape {_shape(bias)}: expected a number or ()")
+    _check_device("bias", bias, like)
+    if _has_values(like) and not bool(bias.isfinite()):
+        raise ValueError(f"bias holds {bias.item()}: expected a finite number")
+    return bias
+
+
 def check_log_multiplier(log_multiplier: float) -> float:
     if not _is_number(log_multiplier):
         raise TypeError(f"log_multiplier is {_kind(log_multiplier)}: expected a number")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from contrastile import backends
 from contrastile.bench.cases import PRODUCTS
-from contrastile.pairs import GivenWeights, GradNeeds, PairProblem, SoftmaxWeights
+from contrastile.pairs import GivenWeights, GradNeeds, PairProblem, SoftmaxWeights, WeightFunction
 from support import BACKENDS_HERE
 
 ROWS, DIM = 1024, 256
@@ -32,7 +32,7 @@ def test_pair_stats(benchmark, backend: str, problem: PairProblem) -> None:
 def test_pair_grad_with_given_weights(benchmark, backend: str, problem: PairProblem) -> None:
     benchmark.extra_info["flop"] = 2 * PRODUCTS["gamma"] * ROWS**2 * DIM
     shift, gain = torch.full((ROWS,), 8.0), torch.full((ROWS,), 1 / ROWS)
-    weights = GivenWeights(shift, gain, shift, gain, positive_coeff=-gain, cap=True)
+    weights = GivenWeights(shift, gain, shift, gain, positive_coeff=-gain, function=WeightFunction.CAPPED)
     grads = benchmark(backends.get(backend).pair_grad, problem, weights, GradNeeds(dx=True, dy=True))
     assert grads.dx.shape == grads.dy.shape == (ROWS, DIM)
 

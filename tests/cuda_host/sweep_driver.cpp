@@ -223,8 +223,9 @@ class Case {
       for (std::int64_t i = 0; i < p_.rows; ++i) positive_coeff_.push_back(float(random_.uniform(-1, 0.5)));
     positive_coeff_.shrink_to_fit();
     weights_.positive_coeff.assign(positive_coeff_.begin(), positive_coeff_.end());
-    weights_.cap = random_.chance(0.5);
-    handed_ = {at(row_shift_), at(row_gain_), at(col_shift_), at(col_gain_), at(positive_coeff_), weights_.cap};
+    weights_.function = random_.chance(0.5) ? contrastile::cpu::WeightFunction::capped : contrastile::cpu::WeightFunction::exponential;
+    const bool cap = weights_.function == contrastile::cpu::WeightFunction::capped;
+    handed_ = {at(row_shift_), at(row_gain_), at(col_shift_), at(col_gain_), at(positive_coeff_), cap};
     if (random_.chance(0.5)) factor_ = {float(std::ldexp(1, int(random_.below(7)) - 3))};
   }
   double factor() const { return factor_.empty() ? 1 : factor_[0]; }

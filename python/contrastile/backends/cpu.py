@@ -72,6 +72,7 @@ def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, need
         row_mass=call.empty(n) if isinstance(weights, GivenWeights) and weights.row_shift is not None else None,
         col_mass=call.empty(m) if isinstance(weights, GivenWeights) and weights.col_shift is not None else None,
         stats=stats,
+        row_weight=call.empty(n) if needs.row_weight else None,
     )
     if isinstance(weights, GivenWeights):
         call.run("pair_grad_given", call.native_weights(weights), call.native_grads(grads), call.native_stats(stats))
@@ -137,7 +138,7 @@ class _Call:
             col_shift=self._at(weights.col_shift),
             col_gain=self._at(weights.col_gain),
             positive_coeff=self._at(weights.positive_coeff),
-            cap=weights.cap,
+            function=weights.function.value,
         )
 
     def native_grads(self, grads: PairGrads) -> Any:
@@ -147,6 +148,7 @@ class _Call:
             row_moment=self._at(grads.row_moment),
             row_mass=self._at(grads.row_mass),
             col_mass=self._at(grads.col_mass),
+            row_weight=self._at(grads.row_weight),
         )
 
     def _native(self, name: str) -> Any:

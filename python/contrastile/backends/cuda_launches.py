@@ -15,7 +15,7 @@ from contrastile.backends.float32 import float32_products
 from contrastile.backends.tiled.launches import Sweep
 from contrastile.kernels.arguments import Gradients, RowPass, Strip, Sums, Weights, Window
 from contrastile.kernels.plans import TilePlan
-from contrastile.pairs import GivenWeights, PairProblem, PairStats, SoftmaxWeights
+from contrastile.pairs import GivenWeights, PairProblem, PairStats, SoftmaxWeights, WeightFunction
 from contrastile.statistics import softmax_weights
 
 ELEMENT_TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
@@ -50,20 +50,26 @@ class CudaSweep(Sweep):
         self._start("statistics", self.pairs, self._window(window), *sums, _at(positive_logit), _at(row_rank))
 
     def coefficients(
-        self, window: Window, weights: Weights, strip: Strip, row_sums: Sums, col_sums: Sums, cap: bool
+        self, window: Window, weights: Weights, strip: Strip, row_sums: Sums, col_sums: Sums, function: WeightFunction
     ) -> None:
         coefficients, stride, factor, rows = strip
         is_float32 = coefficients is not None and coefficients.dtype == torch.float32
         into = self.native.Strip(_at(coefficients), is_float32, stride, _at(factor), _at(rows))
         sums = self._sums(row_sums), self._sums(col_sums)
-        self._start("coefficients", self.pairs, self._window(window), self._weights(weights, cap), into, *sums)
+        self._start("coefficients", self.pairs, self._window(window), self._weights(weights, function), into, *sums)
 
     def gradient(
-        self, window: Window, weights: Weights, gradients: Gradients, row_sums: Sums, col_sums: Sums, cap: bool
+        self,
+        window: Window,
+        weights: Weights,
+        gradients: Gradients,
+        row_sums: Sums,
+        col_sums: Sums,
+        function: WeightFunction,
     ) -> None:
         into = self.native.Gradients(*map(_at, gradients))
         sums = self._sums(row_sums), self._sums(col_sums)
-        self._start("gradient", self.pairs, self._window(window), self._weights(weights, cap), into, *sums)
+        self._start("gradient", self.pairs, self._window(window), self._weights(weights, function), into, *sums)
 
     def merge(self, tiles: Sums, totals: Sums) -> None:
         lines, length = next(lines for lines in tiles if lines is not None).shape
@@ -80,10 +86,10 @@ class CudaSweep(Sweep):
         return self.native.Window(*window)
 
     def _sums(self, sums: Sums) -> Any:
-        return self.native.Sums(*map(_at, sums))
+        return self.native.Sums(*map(_at, sums[:3]))  # no sums of weights, without sigmoids
 
-    def _weights(self, weights: Weights, cap: bool) -> Any:
-        return self.native.Weights(*map(_at, weights), cap)
+    def _weights(self, weights: Weights, function: WeightFunction) -> Any:
+        return self.native.Weights(*map(_at, weights), function is WeightFunction.CAPPED)
 
     def _start(self, kernel: str, *arguments: Any) -> None:
         start(self.native, self.device, kernel, *arguments)

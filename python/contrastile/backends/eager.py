@@ -19,7 +19,15 @@ import torch
 from torch import Tensor
 
 from contrastile.backends import workspace_bytes
-from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairProblem, PairStats, SoftmaxWeights
+from contrastile.pairs import (
+    GivenWeights,
+    GradNeeds,
+    PairGrads,
+    PairProblem,
+    PairStats,
+    SoftmaxWeights,
+    WeightFunction,
+)
 from contrastile.statistics import finite, softmax_weights
 
 FEWEST_ROWS = 64  # of a tile that spans all columns; below it, products become slow and columns are cut instead
@@ -63,9 +71,9 @@ def pair_stats(problem: PairProblem, *, columns: bool = False, ranks: bool = Fal
 def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, needs: GradNeeds) -> PairGrads:
     softmax = isinstance(weights, SoftmaxWeights)
     columns = weights.columns if isinstance(weights, SoftmaxWeights) else weights.col_shift is not None
-    cap = isinstance(weights, GivenWeights) and weights.cap
     two_terms = columns or problem.self_similarity
-    sweep = _Sweep(problem, buffers=2 + two_terms + cap)
+    has_primitive = isinstance(weights, GivenWeights) and weights.function is not WeightFunction.EXPONENTIAL
+    sweep = _Sweep(problem, buffers=2 + two_terms + has_primitive)
     stats = None
     if isinstance(weights, SoftmaxWeights) and not sweep.holds_all_logits_of_normalizers(two_terms):
         stats = pair_stats(problem, columns=columns)
@@ -75,7 +83,7 @@ def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, need
     dx = sweep.zeros(problem.anchors) if needs.dx else None
     dy = sweep.zeros(problem.candidates) if needs.dy and not problem.self_similarity else None
     row_moment = torch.zeros_like(problem.scale) if needs.moment else None
-    mass = _Mass(problem, weights) if isinstance(weights, GivenWeights) and not softmax else None
+    mass = _Mass(problem, weights, needs) if isinstance(weights, GivenWeights) and not softmax else None
     for rows in sweep.strips():
         anchors = sweep.scaled_anchors(rows)
         for cols in sweep.column_tiles():
@@ -114,6 +122,7 @@ def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, need
         row_mass=None if mass is None else mass.row,
         col_mass=None if mass is None else mass.col,
         stats=stats if found is None else found.result(),
+        row_weight=None if mass is None else mass.row_weight,
     )
 
 
@@ -208,12 +217,22 @@ class _Statistics:
 
 
 class _Mass:
-    """Sums of phi over the negatives, by row and by column."""
+    """Sums of phi over the negatives, by row and by column, and of f by row."""
 
-    def __init__(self, problem: PairProblem, weights: GivenWeights) -> None:
+    def __init__(self, problem: PairProblem, weights: GivenWeights, needs: GradNeeds) -> None:
         new = problem.scale.new_zeros
         self.row = new(problem.rows) if weights.row_shift is not None else None
         self.col = new(problem.cols) if weights.col_shift is not None else None
+        self.row_weight = new(problem.rows) if needs.row_weight else None
+
+    def add(self, dim: int, where: slice, weight: Tensor, mass: Tensor) -> None:
+        """Sums over dim of a tile's f and phi."""
+        if dim == 1 and self.row is not None:
+            self.row[where].add_(mass)
+            if self.row_weight is not None:
+                self.row_weight[where].add_(weight)
+        if dim == 0 and self.col is not None:
+            self.col[where].add_(mass)
 
 
 def _softmax_weights(problem: PairProblem, stats: PairStats, gain: float) -> GivenWeights:
@@ -245,24 +264,32 @@ def _fill_coefficients(
     """C of the tile's negatives, 0 elsewhere; adds to the masses."""
     terms = []
     if weights.row_shift is not None and weights.row_gain is not None:
-        row_mass = mass.row[rows] if mass is not None and mass.row is not None else None
-        terms.append((1, weights.row_shift, weights.row_gain, row_mass))
+        terms.append((1, weights.row_shift, weights.row_gain))
     if weights.col_shift is not None and weights.col_gain is not None:
-        col_mass = mass.col[cols] if mass is not None and mass.col is not None else None
-        terms.append((0, weights.col_shift, weights.col_gain, col_mass))
-    for place, (dim, shift, gain, term_mass) in enumerate(terms):
+        terms.append((0, weights.col_shift, weights.col_gain))
+    for place, (dim, shift, gain) in enumerate(terms):
         term = coeff if place == 0 else spare[0]
         torch.sub(logits, shift.unsqueeze(dim), out=term)
-        if weights.cap:
-            if term_mass is not None:
-                term_mass.add_(torch.clamp(term, min=0, out=spare[-1]).sum(dim))
-            term.clamp_(max=0)
-        term.exp_()
-        if term_mass is not None:
-            term_mass.add_(term.sum(dim))
+        if mass is None:  # softmax weights
+            term.exp_()
+        else:
+            mass.add(dim, rows if dim == 1 else cols, *_weigh(term, weights.function, spare, dim))
         term.mul_(gain.unsqueeze(dim))
     if len(terms) == 2:
         coeff.add_(spare[0])
+
+
+def _weigh(t: Tensor, function: WeightFunction, spare: list[Tensor], dim: int) -> tuple[Tensor, Tensor]:
+    """Turns t into f(t), and gives the sums of f(t) and of phi(t) over dim."""
+    if function is WeightFunction.EXPONENTIAL:
+        weight = t.exp_().sum(dim)
+        return weight, weight
+    if function is WeightFunction.CAPPED:
+        above = torch.clamp(t, min=0, out=spare[-1]).sum(dim)
+        weight = t.clamp_(max=0).exp_().sum(dim)
+        return weight, above.add_(weight)
+    mass = torch.logaddexp(t, t.new_zeros(()), out=spare[-1]).sum(dim)
+    return t.sigmoid_().sum(dim), mass
 
 
 def _weights_of_tile(weights: GivenWeights, rows: slice, cols: slice) -> GivenWeights:
@@ -275,7 +302,7 @@ def _weights_of_tile(weights: GivenWeights, rows: slice, cols: slice) -> GivenWe
         col_shift=part(weights.col_shift, cols),
         col_gain=part(weights.col_gain, cols),
         positive_coeff=part(weights.positive_coeff, rows),
-        cap=weights.cap,
+        function=weights.function,
     )
 
 

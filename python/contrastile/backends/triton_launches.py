@@ -25,7 +25,7 @@ from contrastile.kernels.positives import positives_kernel
 from contrastile.kernels.rows import finish_rows_kernel
 from contrastile.kernels.softmax import softmax_weights_kernel
 from contrastile.kernels.statistics import statistics_kernel
-from contrastile.pairs import GivenWeights, PairProblem, PairStats, SoftmaxWeights
+from contrastile.pairs import GivenWeights, PairProblem, PairStats, SoftmaxWeights, WeightFunction
 
 
 @cache
@@ -59,18 +59,30 @@ class TritonSweep(Sweep):
         self._launch_tiles(statistics_kernel, window, row_sums, col_sums, positive_logit, row_rank)
 
     def coefficients(
-        self, window: Window, weights: Weights, strip: Strip, row_sums: Sums, col_sums: Sums, cap: bool
+        self, window: Window, weights: Weights, strip: Strip, row_sums: Sums, col_sums: Sums, function: WeightFunction
     ) -> None:
-        self._launch_tiles(coefficients_kernel, window, weights, strip, row_sums, col_sums, CAP=cap)
+        self._launch_tiles(coefficients_kernel, window, weights, strip, row_sums, col_sums, FUNCTION=function.value)
 
     def gradient(
-        self, window: Window, weights: Weights, gradients: Gradients, row_sums: Sums, col_sums: Sums, cap: bool
+        self,
+        window: Window,
+        weights: Weights,
+        gradients: Gradients,
+        row_sums: Sums,
+        col_sums: Sums,
+        function: WeightFunction,
     ) -> None:
         tile_rows, tile_cols = self.plan.tiles(window)
         owns_candidates = gradients.anchors is None
         arguments = (window, weights, gradients, row_sums, col_sums)
         programs = tile_cols if owns_candidates else tile_rows
-        self._launch(gradient_kernel, programs, *arguments, CAP=cap, OWNS_CANDIDATES=owns_candidates)
+        self._launch(
+            gradient_kernel,
+            programs,
+            *arguments,
+            FUNCTION=function.value,
+            OWNS_CANDIDATES=owns_candidates,
+        )
 
     def merge(self, tiles: Sums, totals: Sums) -> None:
         lines, length = next(lines for lines in tiles if lines is not None).shape

@@ -57,6 +57,7 @@ SAME_AS = {
 
 @dataclass(frozen=True)
 class EmojiPairs:
+    characters: list[str]
     drawings: list[Path]
     captions: list[str]
     families: list[str]
@@ -136,6 +137,7 @@ def load_pairs(cache_folder: Path, *, keep_one_in: int = 1) -> EmojiPairs:
     rendered, images, found = len(found), images[distinct], [found[i] for i in distinct]
     families = [family_of(character) for character, _ in found]
     return EmojiPairs(
+        characters=[character for character, _ in found],
         drawings=[path for _, path in found],
         captions=[caption_of(character) for character, _ in found],
         families=families,

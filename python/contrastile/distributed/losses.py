@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from contrastile import autograd, backends, formulas
+from contrastile import autograd, backends, formulas, formulas_siglip
 from contrastile.distributed.agreement import Facts, Sizes, agree
 from contrastile.distributed.member import Group, Member, summed_over
 from contrastile.distributed.plans import EXCHANGES, chosen_plan
 from contrastile.distributed.sweeps import GroupSweeps
 from contrastile.formulas import NOTHING, GammaTerms, Wants, wants_of
-from contrastile.pairs import Backend
+from contrastile.pairs import Backend, WeightFunction
 from contrastile.validation import PairInputs, accumulation_dtype, check_log_multiplier, check_reduction
 
 
@@ -25,7 +26,7 @@ class Shared(NamedTuple):
     """Checked arguments, of which every process has its share."""
 
     inputs: PairInputs
-    terms: GammaTerms | None
+    terms: GammaTerms | Tensor | None  # of the gamma loss, or the sigmoid loss' bias
     wants: Wants
     sweeps: Backend | str
     sizes: Sizes
@@ -39,7 +40,7 @@ class Shared(NamedTuple):
         return total / sum(self.sizes.rows) if reduction == "mean" else total
 
 
-Prepare = Callable[[], tuple[PairInputs, "GammaTerms | None"]]
+Prepare = Callable[[], tuple[PairInputs, "GammaTerms | Tensor | None"]]
 
 
 def share(
@@ -51,6 +52,7 @@ def share(
     *,
     reduction: str = "none",
     log_multiplier: float = 0.0,
+    weights: WeightFunction = WeightFunction.EXPONENTIAL,
     **options: object,
 ) -> Shared:
     """Checks the arguments of all processes against each other, and chooses the plan.
@@ -58,10 +60,11 @@ def share(
     Args:
         function, reduction, log_multiplier, options: what must be equal in all processes.
         prepare: checks own arguments.
+        weights: what the backend must have.
     """
     member = Member(group)
 
-    def described() -> tuple[Facts, tuple[PairInputs, GammaTerms | None, Wants, str]]:
+    def described() -> tuple[Facts, tuple[PairInputs, GammaTerms | Tensor | None, Wants, str]]:
         check_reduction(reduction)
         check_log_multiplier(log_multiplier)
         inputs, terms = prepare()
@@ -85,9 +88,12 @@ def share(
             "positives": inputs.positives is not None,
             "groups": inputs.row_groups is not None,
         }
+        if isinstance(terms, Tensor):
+            common["bias"] = f"{float(terms.detach()):.6g}"
+            common["bias gradient"] = terms.requires_grad
         rows, cols = len(x), len(x if inputs.y is None else inputs.y)
         one = float(scale.detach()) if scale.dim() == 0 else float("nan")
-        name = backends.resolve(backend, x.device.type, x.dtype)
+        name = backends.resolve(backend, x.device.type, x.dtype, weights)
         return Facts(rows, cols, one, common), (inputs, terms, wants, name)
 
     sizes, (inputs, terms, wants, name) = agree(member, described)
@@ -112,7 +118,7 @@ def info_nce(shared: Shared, symmetric: bool, reduction: str) -> Tensor:
 
 def gamma_contrastive(shared: Shared, reduction: str) -> tuple[Tensor, Tensor, Tensor | None]:
     own = "none" if reduction == "none" else "sum"
-    assert shared.terms is not None
+    assert isinstance(shared.terms, GammaTerms)
     if any(shared.wants):
         apply: Any = autograd.GammaContrastiveFunction.apply
         local, row_lse, col_lse = apply(*shared.inputs, *shared.terms, own, shared.sweeps)
@@ -120,6 +126,17 @@ def gamma_contrastive(shared: Shared, reduction: str) -> tuple[Tensor, Tensor, T
         found = formulas.gamma_forward(shared.inputs, shared.terms, own, NOTHING, shared.sweeps)
         local, row_lse, col_lse = found[:3]
     return shared.reduced(local, reduction), row_lse, col_lse
+
+
+def siglip(shared: Shared, reduction: str) -> Tensor:
+    own, bias = "none" if reduction == "none" else "sum", shared.terms
+    assert isinstance(bias, Tensor)
+    if any(shared.wants) or (torch.is_grad_enabled() and bias.requires_grad):
+        apply: Any = autograd.SigLipFunction.apply
+        local = apply(*shared.inputs, bias, own, shared.sweeps)
+    else:
+        local = formulas_siglip.siglip_forward(shared.inputs, bias, own, NOTHING, False, shared.sweeps)[0]
+    return shared.reduced(local, reduction)
 
 
 def log_normalizers(shared: Shared, columns: bool, log_multiplier: float) -> tuple[Tensor, Tensor | None]:

@@ -33,6 +33,7 @@ class Sums(NamedTuple):
     grad: Tensor | None = None  # (K, D)
     mass: Tensor | None = None  # (K,)
     moment: Tensor | None = None  # (K,)
+    weight: Tensor | None = None  # (K,)
     top: Tensor | None = None  # (K,) with total: a sum of exponentials, total * exp(top)
     total: Tensor | None = None  # (K,)
 
@@ -49,7 +50,7 @@ class Sums(NamedTuple):
 
     def add(self, other: Sums) -> None:
         """Takes in what other summands give."""
-        for own, more in zip(self[:3], other[:3], strict=True):
+        for own, more in zip(self[:4], other[:4], strict=True):
             if own is not None and more is not None:
                 own.add_(more)
         if self.top is None or self.total is None or other.top is None or other.total is None:

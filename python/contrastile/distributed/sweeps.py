@@ -25,7 +25,7 @@ from contrastile.statistics import softmax_weights
 class GroupSweeps:
     """A contrastile.pairs.Backend over a group. Every process of the group makes the same calls.
 
-    pair_grad gives masses with the statistics only: what nobody asks for does not travel.
+    pair_grad gives masses by column with the statistics only: what nobody asks for does not travel.
 
     Args:
         plan: how columns are met.
@@ -91,8 +91,9 @@ class GroupSweeps:
             grad=new(problem.anchors, dtype=problem.scale.dtype, memory_format=torch.contiguous_format)
             if needs.dx
             else None,
-            mass=new(problem.scale) if given is not None and needs.stats else None,
+            mass=new(problem.scale) if given is not None and given.row_shift is not None else None,
             moment=new(problem.scale) if needs.moment else None,
+            weight=new(problem.scale) if needs.row_weight else None,
             top=_nothing(problem.scale) if needs.stats else None,
             total=new(problem.scale) if needs.stats else None,
         )
@@ -105,11 +106,11 @@ class GroupSweeps:
             found = self.local.pair_grad(part, _block_weights(weights, block, own_at), needs)
             stats = found.stats if needs.stats else None
             of_rows = (None, None) if stats is None else (stats.row_max, stats.row_sum)
-            rows.add(Sums(found.dx, found.row_mass, found.row_moment, *of_rows))
+            rows.add(Sums(found.dx, found.row_mass, found.row_moment, found.row_weight, *of_rows))
             if positive is not None and own_at is not None and stats is not None and stats.positive_logit is not None:
                 positive.copy_(stats.positive_logit)
             of_cols = (None, None) if stats is None or not sums_columns else (stats.col_max, stats.col_sum)
-            return Sums(found.dy, found.col_mass if sums_columns else None, None, *of_cols)
+            return Sums(found.dy, found.col_mass if sums_columns else None, None, None, *of_cols)
 
         vectors: Columns = {}
         if given is not None and given.col_shift is not None and given.col_gain is not None:
@@ -123,7 +124,7 @@ class GroupSweeps:
         moment = rows.moment
         if symmetric and moment is not None:
             moment = moment.div_(2)  # C holds every pair from both its ends, the loss once
-        return PairGrads(rows.grad, cols.grad, moment, rows.mass, cols.mass, stats)
+        return PairGrads(rows.grad, cols.grad, moment, rows.mass, cols.mass, stats, row_weight=rows.weight)
 
 
 def _columns_of(problem: PairProblem) -> Columns:

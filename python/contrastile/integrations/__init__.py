@@ -1,6 +1,6 @@
 """Losses of other libraries, computed by contrastile: the same names, constructors and calls.
 
-    from contrastile.integrations.open_clip import ClipLoss
+    from contrastile.integrations.open_clip import ClipLoss, SigLipLoss
     from contrastile.integrations.sentence_transformers import MultipleNegativesRankingLoss
     from contrastile.integrations.lightly import NTXentLoss
     from contrastile.integrations.pytorch_metric_learning import SupConLoss

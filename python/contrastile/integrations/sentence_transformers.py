@@ -8,13 +8,15 @@ computed here. All terms are log-sum-exps over rows or columns of three products
     query_to_query   rows of      q q^T    without the query itself
     doc_to_doc       rows of      P D^T    without documents of the same query
 
-so every choice of directions, partition and hardness is exact.
+so every choice of directions, partition and hardness is exact. With gather_across_devices the rows are those of this
+process, and the columns those of all.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +25,7 @@ from sentence_transformers.util import cos_sim, dot_score
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
+from contrastile.distributed import Group, RowShare, refusals_told, summed_over
 from contrastile.functional import info_nce, log_normalizers
 from contrastile.integrations.common import as_autocast_multiplies, in_place_of
 from contrastile.validation import accumulation_dtype
@@ -37,6 +40,16 @@ class Hardness(NamedTuple):
     others: float  # scores of other queries' documents
 
 
+class Terms(NamedTuple):
+    """What the loss of given embeddings is made of."""
+
+    scale: float
+    normalize: bool  # to unit rows
+    directions: tuple[str, ...]
+    partition_mode: str
+    hardness: Hardness
+
+
 HARDENED = {
     None: (False, False),
     "in_batch_negatives": (False, True),
@@ -49,8 +62,10 @@ HARDENED = {
 class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
     """InfoNCE of (anchor, positive) or (anchor, positive, negative_1, ..., negative_n), in-batch negatives included.
 
-    Takes the place of MultipleNegativesRankingLoss of sentence-transformers 6.2, with all its options but two:
-    similarity_fct is cos_sim or dot_score, and gather_across_devices takes one process.
+    Takes the place of MultipleNegativesRankingLoss of sentence-transformers 6.2, with all its options but that
+    similarity_fct is cos_sim or dot_score. With gather_across_devices the negatives are those of all processes, as in
+    the library: gradients are equal to its own. The value is the whole batch's in every process, where the library
+    gives the mean over own queries, whose average over the processes it is.
 
     Raises:
         ValueError: similarity_fct is another function, or as the library's class does.
@@ -65,11 +80,13 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
         """The mean loss over queries, (), float32, or float64 for float64 embeddings; labels are not read.
 
         Args:
-            embeddings: queries, positives, and any number of hard negatives, (N, D) each.
+            embeddings: queries, positives, and any number of hard negatives, (N, D) each. With gather_across_devices
+                N may differ from process to process, and the mean is over all of them.
 
         Raises:
-            ValueError: fewer than two columns, or their shapes differ.
-            NotImplementedError: gather_across_devices with several processes.
+            ValueError: fewer than two columns, or their shapes differ; over processes, also in every process where
+                an option, the number of columns or the dimension differs.
+            RuntimeError: embeddings were refused in another process, or an exchange failed or timed out.
         """
         return _loss_of(self, embeddings)
 
@@ -100,7 +117,7 @@ class CachedMultipleNegativesRankingLoss(losses.CachedMultipleNegativesRankingLo
             reps: each column as a list of its mini-batches' embeddings.
 
         Raises:
-            ValueError, NotImplementedError: as `MultipleNegativesRankingLoss.compute_loss_from_embeddings` does.
+            ValueError, RuntimeError: as `MultipleNegativesRankingLoss.compute_loss_from_embeddings` does.
         """
         loss = _loss_of(self, [torch.cat(column) for column in reps])
         if not with_backward:
@@ -110,17 +127,16 @@ class CachedMultipleNegativesRankingLoss(losses.CachedMultipleNegativesRankingLo
 
 
 def _loss_of(module: Any, columns: Sequence[Tensor]) -> Tensor:
-    if module.gather_across_devices and distributed.is_available() and distributed.is_initialized():
-        processes = distributed.get_world_size()
-        if processes > 1:
-            raise NotImplementedError(
-                f"gather_across_devices with {processes} processes: documents are not gathered across processes here; "
-                "gather_across_devices=False keeps to each process's own, CONTRASTILE_INTEGRATIONS=0 to the library's"
-            )
     share_own, share_others = HARDENED[module.hardness_mode]
-    hardness = Hardness(share_own * module.hardness_strength, share_others * module.hardness_strength)
-    normalize = _normalizes(module.similarity_fct)
-    return _ranking_loss(columns, module.scale, normalize, module.directions, module.partition_mode, hardness)
+    terms = Terms(
+        module.scale,
+        _normalizes(module.similarity_fct),
+        tuple(sorted(set(module.directions))),
+        module.partition_mode,
+        Hardness(share_own * module.hardness_strength, share_others * module.hardness_strength),
+    )
+    gathers = module.gather_across_devices and distributed.is_available() and distributed.is_initialized()
+    return _ranking_loss(columns, terms, distributed.group.WORLD if gathers else None)
 
 
 def _normalizes(similarity_fct: Callable[[Tensor, Tensor], Tensor]) -> bool:
@@ -130,75 +146,78 @@ def _normalizes(similarity_fct: Callable[[Tensor, Tensor], Tensor]) -> bool:
     return similarity_fct is cos_sim
 
 
-def _ranking_loss(
-    columns: Sequence[Tensor],
-    scale: float,
-    normalize: bool,
-    directions: Sequence[str],
-    partition_mode: str,
-    hardness: Hardness,
-) -> Tensor:
-    """Of queries, positives and any number of columns of hard negatives, (N, D) each; normalize: to unit rows."""
+def _ranking_loss(columns: Sequence[Tensor], terms: Terms, group: Group | None) -> Tensor:
+    """Of queries, positives and any number of columns of hard negatives, (N, D) each, of all processes of the group."""
+    with nullcontext() if group is None else refusals_told(group):
+        _check_columns(columns)
+    share = None
+    if group is not None:
+        share = RowShare.of("ranking loss", group, None, len(columns[0]), columns=len(columns), **terms._asdict())
+    if terms.normalize:
+        columns = [F.normalize(column, dim=1) for column in columns]
+    queries, *documents = (as_autocast_multiplies(column) for column in columns)
+    directions = terms.directions
+    if any(terms.hardness) or (terms.partition_mode == "joint" and len(directions) > 1):
+        return _from_normalizers(queries, documents, terms, share)
+    if "doc_to_query" not in directions:
+        return info_nce(queries, torch.cat(documents), terms.scale, symmetric=False, group=group)
+    if len(documents) == 1:
+        return info_nce(queries, documents[0], terms.scale, group=group)
+    to_doc = info_nce(queries, torch.cat(documents), terms.scale, symmetric=False, group=group)
+    return (to_doc + info_nce(documents[0], queries, terms.scale, symmetric=False, group=group)) / 2
+
+
+def _check_columns(columns: Sequence[Tensor]) -> None:
     if len(columns) < 2 or any(column.dim() != 2 or column.shape != columns[0].shape for column in columns):
         shapes = ", ".join(str(tuple(column.shape)) for column in columns)
         raise ValueError(f"embeddings are {shapes}: expected at least queries and positives, (N, D) each")
-    if normalize:
-        columns = [F.normalize(column, dim=1) for column in columns]
-    queries, *documents = (as_autocast_multiplies(column) for column in columns)
-    chosen = set(directions)
-    if any(hardness) or (partition_mode == "joint" and len(chosen) > 1):
-        return _from_normalizers(queries, documents, scale, chosen, partition_mode, hardness)
-    if "doc_to_query" not in chosen:
-        return info_nce(queries, torch.cat(documents), scale, symmetric=False)
-    if len(documents) == 1:
-        return info_nce(queries, documents[0], scale)
-    to_doc = info_nce(queries, torch.cat(documents), scale, symmetric=False)
-    return (to_doc + info_nce(documents[0], queries, scale, symmetric=False)) / 2
 
 
-def _from_normalizers(
-    queries: Tensor,
-    documents: list[Tensor],
-    scale: float,
-    directions: set[str],
-    partition_mode: str,
-    hardness: Hardness,
-) -> Tensor:
+def _from_normalizers(queries: Tensor, documents: list[Tensor], terms: Terms, share: RowShare | None) -> Tensor:
     """Mean of log( 1 + sum of exp(negatives' scores - the positive's) ), which keeps small losses exact."""
-    rows = len(queries)
+    scale, hardness, rows = terms.scale, terms.hardness, len(queries)
+    group = None if share is None else share.member.group
     every_document = torch.cat(documents)
-    of_query = torch.arange(rows, device=queries.device)
+    first = 0 if share is None else share.own.start
+    of_query = torch.arange(first, first + rows, device=queries.device)
     of_document = of_query.repeat(len(documents))
     own = scale * torch.stack([_rowwise(queries, document) for document in documents], dim=1)  # (N, 1 + negatives)
     positive, hard = own[:, :1], own[:, 1:]
 
+    def row_lse(x: Tensor, y: Tensor, of_column: Tensor) -> Tensor:
+        """Over the columns that belong to other rows, (N, 1); of_column: the row that each belongs to, (M,)."""
+        groups = of_query, of_column
+        return log_normalizers(x, y, scale, groups=groups, columns=False, group=group)[0][:, None]
+
     # Values at scale + strength, gradients at scale: the library adds the strength's part as a constant.
-    by_column = "doc_to_query" in directions
+    by_column = "doc_to_query" in terms.directions
     shared = by_column and hardness.others == 0
     of_others = scale + hardness.others
-    row_lse, col_lse = log_normalizers(
-        queries, every_document, of_others, groups=(of_query, of_document), columns=shared
+    to_doc, to_query = log_normalizers(
+        queries, every_document, of_others, groups=(of_query, of_document), columns=shared, group=group
     )
-    others = _slowed(row_lse, scale / of_others)[:, None]
+    others = _slowed(to_doc, scale / of_others)[:, None]
     negatives = [torch.cat([others, hard + hardness.own / scale * hard.detach()], dim=1)]
     if by_column:
-        negatives.append(_row_lse(documents[0], queries, scale, of_query) if col_lse is None else col_lse[:rows, None])
-    if partition_mode == "per_direction":
-        return torch.stack([_softplus_of_sum(terms - positive) for terms in negatives]).mean()
+        negatives.append(row_lse(documents[0], queries, of_query) if to_query is None else to_query[:rows, None])
+    if terms.partition_mode == "per_direction":
+        losses = torch.stack([_softplus_of_sum(part - positive) for part in negatives])
+        return _mean_over_rows(losses.mean(dim=0), share)
 
     if by_column:
         negatives.append(positive)  # a joint sum counts the pair from both its ends
-    if "query_to_query" in directions:
-        negatives.append(_row_lse(queries, queries, scale, of_query))
-    if "doc_to_doc" in directions:
-        negatives.append(_row_lse(documents[0], every_document, scale, of_document))
-    return _softplus_of_sum(torch.cat(negatives, dim=1) - positive).mean()
+    if "query_to_query" in terms.directions:
+        negatives.append(row_lse(queries, queries, of_query))
+    if "doc_to_doc" in terms.directions:
+        negatives.append(row_lse(documents[0], every_document, of_document))
+    return _mean_over_rows(_softplus_of_sum(torch.cat(negatives, dim=1) - positive), share)
 
 
-def _row_lse(x: Tensor, y: Tensor, scale: float, of_column: Tensor) -> Tensor:
-    """Over the columns that belong to other rows, (N, 1); of_column: the row that each belongs to, (M,)."""
-    groups = of_column[: len(x)], of_column
-    return log_normalizers(x, y, scale, groups=groups, columns=False)[0][:, None]
+def _mean_over_rows(losses: Tensor, share: RowShare | None) -> Tensor:
+    """losses (N,) of own rows -> (), the mean over those of all processes."""
+    if share is None:
+        return losses.mean()
+    return summed_over(losses.sum(), share.member.group) / share.total
 
 
 def _softplus_of_sum(terms: Tensor) -> Tensor:

@@ -3,5 +3,7 @@
 from contrastile.losses.clip import ClipLoss
 from contrastile.losses.gamma import GammaContrastiveLoss
 from contrastile.losses.nt_xent import NTXentLoss
+from contrastile.losses.robust import RobustContrastiveLoss
+from contrastile.losses.siglip import SigLipLoss
 
-__all__ = ["ClipLoss", "GammaContrastiveLoss", "NTXentLoss"]
+__all__ = ["ClipLoss", "GammaContrastiveLoss", "NTXentLoss", "RobustContrastiveLoss", "SigLipLoss"]

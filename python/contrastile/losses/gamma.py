@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from contrastile.distributed import Group, RowShare, refusals_told
 from contrastile.draws import GammaDraws
 from contrastile.functional import GammaOutput, gamma_contrastive, log_normalizers
+from contrastile.losses.samples import check_index, check_sides
 from contrastile.normalizer import LogNormalizerMemory, Normalizer, PairBatch
 from contrastile.prototypes import PrototypeLogNormalizer
 from contrastile.sweeping_normalizers import QueueLogNormalizer
-from contrastile.validation import INTEGER_DTYPES, accumulation_dtype
+from contrastile.validation import accumulation_dtype
 
 MODES = ("mixed", "lagged")
 DRAWS = ("gamma", "mean")
@@ -225,32 +226,15 @@ class GammaContrastiveLoss(nn.Module):
         self.weight_sums.add_(torch.stack([above, count]).long())
 
     def _checked(self, x: Tensor, y: Tensor, index: Tensor | None) -> Tensor | None:
-        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
-            raise TypeError(f"x is {type(x).__name__} and y is {type(y).__name__}: expected tensors")
-        if x.dim() != 2 or x.shape[:1] != y.shape[:1]:
-            raise ValueError(f"x is {tuple(x.shape)} but y is {tuple(y.shape)}: expected (B, D) each, a row per sample")
+        check_sides(x, y)
         if index is None:
             if not self.training:
                 return None
             if getattr(self.normalizer, "needs_index", True) or self.group is not None:
                 raise ValueError("index is None: training needs the index of every row's sample")
             return torch.arange(x.shape[0], device=x.device)
-        if not isinstance(index, Tensor) or index.dtype not in INTEGER_DTYPES:
-            kind = index.dtype if isinstance(index, Tensor) else type(index).__name__
-            raise TypeError(f"index is {kind}: expected an integer tensor of shape ({x.shape[0]},)")
-        if index.shape != x.shape[:1]:
-            raise ValueError(f"index has shape {tuple(index.shape)}: expected ({x.shape[0]},), one entry per row of x")
-        if index.device != x.device:
-            raise ValueError(f"index is on {index.device}, the embeddings are on {x.device}")
         # In eval mode indices only tell equal samples apart, so those of another data set will do.
-        if self.training and index.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = (int(end) for end in index.aminmax()) if len(index) else (0, 0)
-            if low < 0 or high >= self.num_samples:
-                raise ValueError(
-                    f"index runs from {low} to {high}, but num_samples is {self.num_samples}: "
-                    f"expected entries from 0 to {self.num_samples - 1}"
-                )
-        return index.long()
+        return check_index(index, x, self.num_samples if self.training else None)
 
 
 def _bound(

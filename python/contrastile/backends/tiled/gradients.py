@@ -19,7 +19,7 @@ from contrastile.backends.tiled.rows import RowSums
 from contrastile.backends.tiled.sums import NO_SUMS, Totals
 from contrastile.kernels import arguments
 from contrastile.kernels.arguments import Strip, Weights, Window
-from contrastile.pairs import GivenWeights, GradNeeds, PairProblem, PairStats
+from contrastile.pairs import GivenWeights, GradNeeds, PairProblem, PairStats, WeightFunction
 from contrastile.statistics import denominators
 
 NO_STRIP = Strip(None, 0, None)
@@ -72,10 +72,10 @@ class Gradients:
 
 
 def largest_coefficient(weights: GivenWeights) -> Tensor | None:
-    """A bound of |C|, (), where the cap sets one."""
-    if not weights.cap:
+    """A bound of |C|, (), where the function of the weights has one."""
+    if weights.function is WeightFunction.EXPONENTIAL:
         return None
-    gains = [gain.amax() for gain in (weights.row_gain, weights.col_gain) if gain is not None]
+    gains = [gain.abs().amax() for gain in (weights.row_gain, weights.col_gain) if gain is not None]
     bound = torch.stack(gains).sum()
     return bound if weights.positive_coeff is None else torch.maximum(bound, weights.positive_coeff.abs().amax())
 
@@ -95,7 +95,7 @@ def fused_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, gra
     for window in sweep.windows(MOST_PAIRS):
         partials = totals.partials(window, sweep.plan)
         for target, sums in zip(targets, (partials, (NO_SUMS, NO_SUMS)), strict=False):
-            sweep.gradient(window, _kernel_weights(weights), target, *sums, weights.cap)
+            sweep.gradient(window, _kernel_weights(weights), target, *sums, weights.function)
         totals.merge(sweep, window, partials)
     if factor is not None:
         grads.factor = factor.reciprocal()  # exact: a power of two
@@ -107,7 +107,7 @@ def strip_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, gra
     for window in sweep.windows(MOST_PAIRS if strip is None else strip.most_pairs):
         partials = totals.partials(window, sweep.plan)
         into = NO_STRIP if strip is None else strip.of_window(window)
-        sweep.coefficients(window, _kernel_weights(weights), into, *partials, weights.cap)
+        sweep.coefficients(window, _kernel_weights(weights), into, *partials, weights.function)
         totals.merge(sweep, window, partials)
         if strip is not None:
             grads.add(window, into.coefficients, strip.anchors, strip.candidates)
@@ -146,13 +146,13 @@ def one_direction_sweep(sweep: Sweep, gain: float, grads: Gradients) -> PairStat
         rows = slice(window.first_row, window.first_row + window.rows)
         into = strip_of(buffer, window, None)
         partials = totals.partials(window, sweep.plan)
-        sweep.coefficients(window, weights, into, *partials, False)
+        sweep.coefficients(window, weights, into, *partials, WeightFunction.EXPONENTIAL)
         totals.merge(sweep, window, partials)
 
         found = denominators(totals.rows.max[rows], totals.rows.sum[rows], positive_logit[rows])
         is_miss[rows] = ~((found.log() - shift[rows]).abs() <= LARGEST_MISS)  # a NaN is one
         shift[rows] = torch.where(is_miss[rows], found.shift, shift[rows])
-        sweep.coefficients(window, weights, into._replace(rows=is_miss), NO_SUMS, NO_SUMS, False)
+        sweep.coefficients(window, weights, into._replace(rows=is_miss), NO_SUMS, NO_SUMS, WeightFunction.EXPONENTIAL)
         unit = (found.shift - shift[rows]).exp()  # of the sums found, in that of the strip
         weight[rows] = found.over(torch.full_like(unit, gain)) / unit
         at_positive = -problem.scale[rows] * found.negative * unit

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from contrastile.kernels.arguments import Gradients, RowPass, Strip, Sums, Weights, Window
 from contrastile.kernels.plans import TilePlan, window_plan
-from contrastile.pairs import GivenWeights, PairProblem, PairStats, SoftmaxWeights
+from contrastile.pairs import GivenWeights, PairProblem, PairStats, SoftmaxWeights, WeightFunction
 
 FULL_TILES = 8  # of a window that is worth its launches, for each multiprocessor
 
@@ -44,13 +44,19 @@ class Sweep(ABC):
 
     @abstractmethod
     def coefficients(
-        self, window: Window, weights: Weights, strip: Strip, row_sums: Sums, col_sums: Sums, cap: bool
+        self, window: Window, weights: Weights, strip: Strip, row_sums: Sums, col_sums: Sums, function: WeightFunction
     ) -> None:
         """Coefficients of each tile into the strip, and the sums met on the way."""
 
     @abstractmethod
     def gradient(
-        self, window: Window, weights: Weights, gradients: Gradients, row_sums: Sums, col_sums: Sums, cap: bool
+        self,
+        window: Window,
+        weights: Weights,
+        gradients: Gradients,
+        row_sums: Sums,
+        col_sums: Sums,
+        function: WeightFunction,
     ) -> None:
         """Both or one of the gradients by the fused kernel, and the sums met on the way."""
 

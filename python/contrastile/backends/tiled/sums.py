@@ -39,14 +39,14 @@ class Totals:
         )
 
     @classmethod
-    def of_gradients(cls, problem: PairProblem, weights: GivenWeights, stats: bool) -> Totals:
+    def of_gradients(cls, problem: PairProblem, weights: GivenWeights, stats: bool, row_weight: bool) -> Totals:
         """Masses of the directions that there are, and with `stats` their sums."""
         by_row, columns = weights.row_shift is not None, weights.col_shift is not None
         by_column = columns and not problem.self_similarity
         return cls(
             problem,
             columns,
-            _new_sums(problem.scale, problem.rows, stats, by_row),
+            _new_sums(problem.scale, problem.rows, stats, by_row, row_weight),
             _new_sums(problem.scale, problem.cols, stats and by_column, by_column),
         )
 
@@ -87,11 +87,12 @@ class Totals:
         return NO_SUMS if window.first_row == window.first_col else self.rows
 
 
-def _new_sums(like: Tensor, length: int, sums: bool, mass: bool) -> Sums:
+def _new_sums(like: Tensor, length: int, sums: bool, mass: bool, weight: bool = False) -> Sums:
     return Sums(
         max=like.new_full((length,), -torch.inf) if sums else None,
         sum=like.new_zeros(length) if sums else None,
         mass=like.new_zeros(length) if mass else None,
+        weight=like.new_zeros(length) if weight else None,
     )
 
 

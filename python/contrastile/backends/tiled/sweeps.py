@@ -29,7 +29,7 @@ from contrastile.backends.tiled.gradients import (
 from contrastile.backends.tiled.launches import Kernels, Sweep
 from contrastile.backends.tiled.sums import Totals
 from contrastile.kernels.plans import TilePlan
-from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairProblem, PairStats, SoftmaxWeights
+from contrastile.pairs import GivenWeights, GradNeeds, PairGrads, PairProblem, PairStats, SoftmaxWeights, WeightFunction
 
 
 def positive_logits(kernels: Kernels, problem: PairProblem) -> Tensor:
@@ -65,7 +65,7 @@ def pair_grad(
 ) -> PairGrads:
     sweep = kernels.sweep(problem, kernels.strip_plan(problem, sums=True))
     if isinstance(weights, GivenWeights):
-        new_totals = partial(Totals.of_gradients, problem, weights, needs.stats)
+        new_totals = partial(Totals.of_gradients, problem, weights, needs.stats, needs.row_weight)
         largest = largest_coefficient(weights) if problem.anchors.dtype == torch.float16 else None
         grads, totals = _given_grad(kernels, problem, weights, largest, needs, new_totals)
         stats = totals.stats(sweep.positives() if needs.positives else None) if needs.stats else None
@@ -74,9 +74,9 @@ def pair_grad(
         totals = Totals.none(problem)
     rows = grads.rows(kernels)
     if needs.late:
-        return PairGrads(None, None, None, totals.rows.mass, totals.col_mass, stats, rows)
+        return PairGrads(None, None, None, totals.rows.mass, totals.col_mass, stats, rows, totals.rows.weight)
     finished = rows.finish(problem.anchors, None, torch.float32, joined=False)
-    return PairGrads(*finished, totals.rows.mass, totals.col_mass, stats)
+    return PairGrads(*finished, totals.rows.mass, totals.col_mass, stats, row_weight=totals.rows.weight)
 
 
 def _softmax_grad(
@@ -103,7 +103,8 @@ def _given_grad(
     new_totals: Callable[[], Totals] | None,  # None: no sums on the way
 ) -> tuple[Gradients, Totals]:
     sums = new_totals is not None
-    wanted, capped = needs.dx or needs.dy or needs.moment, weights.cap and computes_both(needs)
+    is_capped = weights.function is WeightFunction.CAPPED
+    wanted, capped = needs.dx or needs.dy or needs.moment, is_capped and computes_both(needs)
     fused = kernels.fused_plan(problem, sums, capped) if wanted else None
     if problem.anchors.dtype == torch.float16 and largest is None:
         fused = None  # nothing tells how to fit the coefficients into float16
