@@ -53,19 +53,21 @@ void bind_sweeps(py::module_& module, const char* suffix) {
 
   py::class_<PairProblem<Real>>(module, named("PairProblem").c_str())
       .def(py::init([](const EmbeddingView& anchors, const EmbeddingView& candidates, Address scale, Address positives,
-                       Address row_groups, Address col_groups, std::optional<std::int64_t> self_offset,
-                       bool self_similarity) {
+                       Address row_groups, Address col_groups, Address row_ceiling,
+                       std::optional<std::int64_t> self_offset, bool self_similarity) {
              return PairProblem<Real>{anchors,
                                       candidates,
                                       pointer<Real>(scale),
                                       pointer<std::int64_t>(positives),
                                       pointer<std::int64_t>(row_groups),
                                       pointer<std::int64_t>(col_groups),
+                                      pointer<Real>(row_ceiling),
                                       self_offset,
                                       self_similarity};
            }),
            py::kw_only(), py::arg("anchors"), py::arg("candidates"), py::arg("scale"), py::arg("positives"),
-           py::arg("row_groups"), py::arg("col_groups"), py::arg("self_offset"), py::arg("self_similarity"));
+           py::arg("row_groups"), py::arg("col_groups"), py::arg("row_ceiling"), py::arg("self_offset"),
+           py::arg("self_similarity"));
 
   py::class_<PairStats<Real>>(module, named("PairStats").c_str())
       .def(py::init([](Address row_max, Address row_sum, Address col_max, Address col_sum, Address positive_logit,

@@ -16,6 +16,7 @@ class Pairs(NamedTuple):
     positives: Any  # (N,) int64 or None
     row_groups: Any  # (N,) int64 or None
     col_groups: Any  # (M,) int64 or None
+    row_ceiling: Any  # (N,) float32 or None
     self_offset: Any  # row i and column i + self_offset are one sample; None: all are different
     rows: Any  # N
     cols: Any  # M

@@ -128,6 +128,9 @@ def keep_negatives(logits, pairs, first_row, first_col, BLOCK_ROWS: tl.constexpr
         row_group = tl.load(pairs.row_groups + row, mask=row < pairs.rows, other=0)
         col_group = tl.load(pairs.col_groups + col, mask=col < pairs.cols, other=0)
         logits = tl.where(row_group[:, None] != col_group[None, :], logits, -INFINITY)
+    if pairs.row_ceiling is not None:
+        ceiling = tl.load(pairs.row_ceiling + row, mask=row < pairs.rows, other=0.0)
+        logits = tl.where(logits > ceiling[:, None], -INFINITY, logits)
     return logits
 
 

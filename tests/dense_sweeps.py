@@ -48,6 +48,8 @@ class Dense:
             masked |= problem.row_groups[:, None] == problem.col_groups
         if problem.self_offset is not None:
             masked |= torch.arange(rows)[:, None] + problem.self_offset == torch.arange(cols)
+        if problem.row_ceiling is not None:
+            masked |= self.s > problem.row_ceiling[:, None]
         self.negative = ~self.positive & ~masked
         self.positives = problem.positives
         self.self_similarity = problem.self_similarity
@@ -202,6 +204,15 @@ def lonely_rows(dtype: torch.dtype) -> PairProblem:
     return two_towers(Shape(65, 70, 8), dtype, positives=torch.arange(65), row_groups=row_groups, col_groups=col_groups)
 
 
+def under_ceilings(problem: PairProblem) -> PairProblem:
+    """A ceiling for each row in the widest gap between its larger logits, so that no rounding moves one across it."""
+    logits = (problem.scale.double()[:, None] * (problem.anchors.double() @ problem.candidates.double().T)).sort(1)[0]
+    upper = logits[:, problem.cols // 2 :]
+    at = upper.diff(dim=1).argmax(1, keepdim=True)
+    ceiling = (upper.gather(1, at) + upper.gather(1, at + 1))[:, 0] / 2
+    return dataclasses.replace(problem, row_ceiling=ceiling.to(problem.scale.dtype))
+
+
 PROBLEMS: dict[str, Callable[[torch.dtype], PairProblem]] = {
     "plain": lambda t: two_towers(Shape(65, 65, 48), t, positives=torch.arange(65)),
     "tall-no-positives": lambda t: two_towers(Shape(257, 63, 96), t),
@@ -221,6 +232,10 @@ PROBLEMS: dict[str, Callable[[torch.dtype], PairProblem]] = {
     "self-triangular": lambda t: one_tower(66, 48, t, True),
     "self-triangular-258": lambda t: one_tower(258, 5, t, True),
     "self-triangular-700": lambda t: one_tower(700, 5, t, True),
+    "ceilings": lambda t: under_ceilings(two_towers(Shape(100, 130, 16), t, positives=permutation(130)[:100])),
+    "ceilings-and-groups": lambda t: under_ceilings(
+        two_towers(Shape(300, 257, 7), t, row_groups=ids(300, 9), col_groups=ids(257, 9), self_offset=3)
+    ),
     "several-tiles": lambda t: two_towers(
         Shape(700, 1100, 7), t, positives=ids(700, 1100), row_groups=ids(700, 99), col_groups=ids(1100, 99)
     ),

@@ -31,7 +31,7 @@ from torch import Tensor
 
 ALL_NEEDS = GradNeeds(dx=True, dy=True, moment=True, stats=True)
 
-NARROW = ["plain", "groups-and-self", "self-triangular", "tall-no-positives", "deep"]
+NARROW = ["plain", "groups-and-self", "ceilings", "self-triangular", "tall-no-positives", "deep"]
 CASES = [(name, torch.float32) for name in PROBLEMS]
 CASES += [(name, dtype) for name in NARROW for dtype in (torch.float64, torch.float16, torch.bfloat16)]
 CASE_IDS = [f"{name}-{str(dtype)[6:]}" for name, dtype in CASES]
@@ -126,7 +126,7 @@ def test_only_what_is_needed_is_given_and_its_value_does_not_depend_on_the_rest(
 # Bounded workspace: several strips, and several column chunks in a strip
 
 
-@pytest.mark.parametrize("name", ["groups", "self-triangular-700", "not-injective", "shard-last", "tall-no-positives"])
+@pytest.mark.parametrize("name", ["groups", "ceilings-and-groups", "self-triangular-700", "not-injective", "shard-last", "tall-no-positives"])
 def test_a_small_workspace_changes_nothing_but_rounding(backend, name):
     problem = PROBLEMS[name](torch.float32)
     with small_workspace():

@@ -55,6 +55,7 @@ def launch(**changes: Any) -> tuple[Any, ...]:
         positives=changes.get("positives", torch.zeros(4096, dtype=torch.int64)),
         row_groups=None,
         col_groups=None,
+        row_ceiling=changes.get("row_ceiling"),
         self_offset=changes.get("self_offset"),
         rows=rows,
         cols=4096,

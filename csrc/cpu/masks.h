@@ -1,5 +1,5 @@
-// Which pairs of a tile are not negatives: positives, equal groups, a sample
-// and itself.
+// Which pairs of a tile are not negatives: positives, equal groups, logits above
+// a ceiling, a sample and itself.
 #pragma once
 
 #include <algorithm>
@@ -35,6 +35,8 @@ void mask(Tile<Real> dots, const PairProblem<Real>& problem, std::int64_t row, s
       dot = minus_infinity<Real>;
     });
   }
+  if (problem.row_ceiling)
+    vector_kernels<Real>().mask_above(dots, problem.scale + row, problem.row_ceiling + row, cols);
   if (problem.row_groups)
     vector_kernels<Real>().mask_equal_groups(dots, problem.row_groups + row, problem.col_groups + col, cols);
   if (problem.self_offset) {

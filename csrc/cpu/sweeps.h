@@ -20,6 +20,7 @@ struct PairProblem {
   const std::int64_t* positives;   // (N,) or null
   const std::int64_t* row_groups;  // (N,) or null
   const std::int64_t* col_groups;  // (M,) or null
+  const Real* row_ceiling;         // (N,) or null
   std::optional<std::int64_t> self_offset;
   bool self_similarity;
 };

@@ -254,6 +254,16 @@ void mask_equal_groups(Tile<Real> tile, const std::int64_t* row_groups, const st
 }
 
 template <class Real>
+void mask_above(Tile<Real> tile, const Real* row_scale, const Real* row_ceiling, std::int64_t cols) {
+  for (std::int64_t i = 0; i < tile.rows; ++i) {
+    Real* values = tile.values + i * tile.width;
+    const Real scale = row_scale[i], ceiling = row_ceiling[i];
+    for (std::int64_t j = 0; j < cols; ++j)
+      values[j] = values[j] * scale > ceiling ? -__builtin_inff() : values[j];  // a NaN stays
+  }
+}
+
+template <class Real>
 void count_above(Tile<Real> tile, std::int64_t cols, const Real* threshold, std::int64_t* count) {
   for (std::int64_t i = 0; i < tile.rows; ++i) {
     const Real* values = tile.values + i * tile.width;
@@ -294,7 +304,7 @@ double fma_rate(double seconds) {
 
 template <class Real>
 constexpr contrastile::cpu::VectorKernels<Real> all_kernels() {
-  return {scale_and_maxima<Real>, exp_sums<Real>, weigh<Real>, mask_equal_groups<Real>, count_above<Real>};
+  return {scale_and_maxima<Real>, exp_sums<Real>, weigh<Real>, mask_equal_groups<Real>, mask_above<Real>, count_above<Real>};
 }
 
 }  // namespace

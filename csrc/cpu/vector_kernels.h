@@ -61,6 +61,9 @@ struct VectorKernels {
   void (*mask_equal_groups)(Tile<Real>, const std::int64_t* row_groups, const std::int64_t* col_groups,
                             std::int64_t cols);
 
+  // values = -inf where row_scale * values is above row_ceiling.
+  void (*mask_above)(Tile<Real>, const Real* row_scale, const Real* row_ceiling, std::int64_t cols);
+
   // count[i] += how many of row i's first `cols` values are not at most
   // threshold[i]: a NaN counts.
   void (*count_above)(Tile<Real>, std::int64_t cols, const Real* threshold, std::int64_t* count);

@@ -26,6 +26,7 @@ int main() {
                                    .positives = positives.data(),
                                    .row_groups = nullptr,
                                    .col_groups = nullptr,
+                                   .row_ceiling = nullptr,
                                    .self_offset = std::nullopt,
                                    .self_similarity = false};
   const Execution execution{.threads = 2, .workspace_bytes = 64 << 20};

@@ -21,11 +21,13 @@ struct DenseProblem {
   Vector x, y, scale;            // (N, D), (M, D), (N,)
   std::optional<Ids> positives;  // (N,)
   std::optional<Ids> row_groups, col_groups;
+  std::optional<std::vector<char>> above_ceiling;  // (N, M): logits above the row's
   std::optional<std::int64_t> self_offset;
 
   Pair kind(std::int64_t i, std::int64_t j) const {
     if (positives && (*positives)[i] == j) return Pair::positive;
     if (row_groups && (*row_groups)[i] == (*col_groups)[j]) return Pair::masked;
+    if (above_ceiling && (*above_ceiling)[i * cols + j]) return Pair::masked;
     if (self_offset && i + *self_offset == j) return Pair::masked;
     return Pair::negative;
   }

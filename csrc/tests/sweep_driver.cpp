@@ -45,6 +45,7 @@ class Case {
       p_.y = p_.x;
     else
       candidates_ = random_embeddings<Real>(random, p_.cols, p_.depth, type, p_.y);
+    if (!mirrored_ && random.chance(0.3)) choose_ceilings();
     execution_ = {int(1 + random.below(8)), random.one_of<std::int64_t>({0, 1 << 16, 600'000, 1 << 26})};
     truth_ = dense_stats(p_);
   }
@@ -58,10 +59,10 @@ class Case {
 
   std::string describe() const {
     char text[200];
-    std::snprintf(text, sizeof text, "N %lld, M %lld, D %lld, type %d, %s%s%s%s%d threads, %lld bytes",
+    std::snprintf(text, sizeof text, "N %lld, M %lld, D %lld, type %d, %s%s%s%s%s%d threads, %lld bytes",
                   (long long)p_.rows, (long long)p_.cols, (long long)p_.depth, int(anchors_.view.type),
                   mirrored_ ? "one triangle, " : "", p_.positives ? "positives, " : "", p_.row_groups ? "groups, " : "",
-                  p_.self_offset ? "self masked, " : "", execution_.threads, (long long)execution_.workspace_bytes);
+                  p_.above_ceiling ? "ceilings, " : "", p_.self_offset ? "self masked, " : "", execution_.threads, (long long)execution_.workspace_bytes);
     return text;
   }
 
@@ -115,12 +116,31 @@ class Case {
     }
   }
 
+  // Each in the widest gap between a row's largest logits, so that rounding moves none across it.
+  void choose_ceilings() {
+    const Vector logits = dense_stats(p_).logits;
+    p_.above_ceiling = std::vector<char>(logits.size());
+    for (std::int64_t i = 0; i < p_.rows; ++i) {
+      Vector row(logits.begin() + i * p_.cols, logits.begin() + (i + 1) * p_.cols);
+      double ceiling = std::numeric_limits<double>::infinity(), widest = 0;
+      if (std::none_of(row.begin(), row.end(), [](double s) { return std::isnan(s); })) {
+        std::sort(row.begin(), row.end());
+        for (std::int64_t j = p_.cols / 2; j + 1 < p_.cols; ++j)
+          if (row[j + 1] - row[j] > widest) widest = row[j + 1] - row[j], ceiling = (row[j + 1] + row[j]) / 2;
+      }
+      row_ceiling_.push_back(Real(ceiling));
+      for (std::int64_t j = 0; j < p_.cols; ++j) (*p_.above_ceiling)[i * p_.cols + j] = logits[i * p_.cols + j] > ceiling;
+    }
+    row_ceiling_.shrink_to_fit();
+  }
+
   static const std::int64_t* address(const std::optional<Ids>& ids) { return ids ? ids->data() : nullptr; }
 
   PairProblem<Real> problem() const {
     return {anchors_.view,          mirrored_ ? anchors_.view : candidates_.view,
             scale_.data(),          address(p_.positives),
             address(p_.row_groups), address(p_.col_groups),
+            p_.above_ceiling ? row_ceiling_.data() : nullptr,
             p_.self_offset,         mirrored_};
   }
 
@@ -272,7 +292,7 @@ class Case {
   DenseProblem p_;
   bool mirrored_;
   Embeddings<Real> anchors_, candidates_;
-  std::vector<Real> scale_;
+  std::vector<Real> scale_, row_ceiling_;
   Execution execution_;
   DenseStats truth_;
 };

@@ -12,7 +12,8 @@ Three kinds of pair are told apart:
 
     positive    (i, positives[i])
     negative    every other pair that is not masked
-    masked      equal group ids, or a sample paired with itself (self_offset); a positive is never masked
+    masked      equal group ids, a sample paired with itself (self_offset), or a logit above its row's ceiling; a
+                positive is never masked
 
 Statistics cover the negatives only, and the positive's logit is returned beside them. That makes the
 positive's own gradient coefficient p - 1 = -(negative mass), exact however confident the model is.
@@ -39,6 +40,7 @@ class PairProblem:
     row_groups: Tensor | None = None  # (N,) int64
     col_groups: Tensor | None = None  # (M,) int64
     self_offset: int | None = None  # row i and column i + self_offset are one sample, hence masked
+    row_ceiling: Tensor | None = None  # (N,) accumulation dtype: a logit above it is masked; not with self_similarity
     # candidates is anchors, scale uniform, positives an involution, self_offset 0: logits are symmetric
     # and one triangle suffices.
     self_similarity: bool = False

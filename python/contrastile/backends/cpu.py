@@ -97,6 +97,7 @@ class _Call:
             positives=self._at(problem.positives),
             row_groups=self._at(problem.row_groups),
             col_groups=self._at(problem.col_groups),
+            row_ceiling=self._at(problem.row_ceiling),
             self_offset=problem.self_offset,
             self_similarity=problem.self_similarity,
         )

@@ -104,7 +104,7 @@ def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, need
             at = _positives_of(problem, rows, cols)
             _write_at(coeff, at, tile_weights.positive_coeff)
             if row_moment is not None:
-                _exclude(logits, problem, rows, cols, value=0.0)
+                logits.masked_fill_(logits == -torch.inf, 0.0)  # their coefficients are 0
                 _write_at(logits, at, positive)
                 row_moment[rows] += torch.bmm(coeff.unsqueeze(1), logits.unsqueeze(2)).reshape(-1)
             if dx is not None:
@@ -311,11 +311,13 @@ def _positives_of(problem: PairProblem, rows: slice, cols: slice) -> Tensor | No
     return None if problem.positives is None else problem.positives[rows] - cols.start
 
 
-def _exclude(logits: Tensor, problem: PairProblem, rows: slice, cols: slice, value: float = -torch.inf) -> None:
-    """Sets the tile's masked pairs and positives to value."""
+def _exclude(logits: Tensor, problem: PairProblem, rows: slice, cols: slice) -> None:
+    """Sets the tile's masked pairs and positives to -inf."""
+    if problem.row_ceiling is not None:
+        logits.masked_fill_(logits > problem.row_ceiling[rows, None], -torch.inf)
     if problem.row_groups is not None and problem.col_groups is not None:
-        logits.masked_fill_(problem.row_groups[rows, None] == problem.col_groups[cols], value)
-    excluded = logits.new_full((1,), value).expand(logits.shape[0])
+        logits.masked_fill_(problem.row_groups[rows, None] == problem.col_groups[cols], -torch.inf)
+    excluded = logits.new_full((1,), -torch.inf).expand(logits.shape[0])
     if problem.self_offset is not None:
         own = torch.arange(rows.start, rows.stop, device=logits.device) + (problem.self_offset - cols.start)
         _write_at(logits, own, excluded)

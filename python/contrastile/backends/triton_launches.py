@@ -46,6 +46,7 @@ class TritonSweep(Sweep):
             positives=problem.positives,
             row_groups=problem.row_groups,
             col_groups=problem.col_groups,
+            row_ceiling=problem.row_ceiling,
             self_offset=problem.self_offset,
             rows=problem.rows,
             cols=problem.cols,
@@ -165,7 +166,8 @@ class TritonKernels:
     def fused_plan(self, problem: PairProblem, sums: bool, capped: bool) -> TilePlan | None:
         if problem.self_similarity:
             return None
-        return gradient_plan(*_described(problem), crowded=sums or problem.row_groups is not None, capped=capped)
+        masked = problem.row_groups is not None or problem.row_ceiling is not None
+        return gradient_plan(*_described(problem), crowded=sums or masked, capped=capped)
 
     def tuned(self, sweep: str, problem: PairProblem, plan: TilePlan, run: Callable[[TilePlan], object]) -> TilePlan:
         return tuned(sweep, problem, plan, run)
