@@ -129,6 +129,17 @@ def test_every_answer_is_what_another_reading_of_its_text_finds(held_out):
         assert entailed(example.text, *example.scenes) == example.answer, example
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+def test_what_is_in_a_picture_does_not_tell_a_relation(held_out):
+    """Only where it is does."""
+    for task, boxes in {"reasoning": 0, "entailment": 1}.items():
+        for example in drawn(task, held_out):
+            if example.about:
+                for scene in example.scenes:
+                    assert {example.about[0], example.about[2]} <= set(scene)
+                    assert scene.count("box") == boxes
+
+
 def test_captions_are_true_and_of_known_words():
     for words in (
         corpus.load(128, 64, 60).captioned.tokens,
@@ -329,6 +340,21 @@ def test_a_run_repeats():
     (answering, record), (again, other) = train(data, run, TINY), train(data, run, TINY)
     assert record["pretraining losses"] == other["pretraining losses"]
     assert all(torch.equal(*pair) for pair in zip(answering.parameters(), again.parameters(), strict=True))
+
+
+@pytest.mark.slow
+def test_a_short_run_learns_and_beats_what_the_texts_tell():
+    settings = Settings(scenes=640, pretraining_epochs=2, examples=256, fine_tuning_epochs=7, measured=300)
+    floor = perform(Run(TEXT_ONLY, 0), replace(settings, fine_tuning_epochs=1))
+    # Every text comes with each answer, so that no answers from texts alone are more often right.
+    assert (floor["reasoning"], floor["entailment"]) == pytest.approx((1 / 2, 1 / 3))
+    row = perform(Run("base", 0), settings)
+    first, last = row["pretraining losses"]
+    assert last["contrast"] < first["contrast"]
+    assert last["masked_words"] < first["masked_words"] - 0.3
+    for task in TASKS:
+        assert row["fine-tuning losses"][-1][task] < row["fine-tuning losses"][0][task]
+    assert row["entailment: presence"] > floor["entailment: presence"] + 0.15  # the box alone tells something
 
 
 class CutOffError(Exception):

@@ -76,8 +76,8 @@ def draw_answers(picture: Path, structure: str, answering: Answering, data: Corp
         chosen = chosen_of(asked, list(SORTS[task]))
         shown = Asked(*(part[chosen] for part in asked[:3]), [asked.examples[place] for place in chosen])
         given = answers(answering, task, shown, data.sprites).tolist()
-        for axis, example, number in zip(line, shown.examples, given, strict=True):
-            axis.imshow(side_by_side(data.sprites, shown.layouts[shown.examples.index(example)]))
+        for axis, example, layout, number in zip(line, shown.examples, shown.layouts, given, strict=True):
+            axis.imshow(side_by_side(data.sprites, layout))
             axis.set_axis_off()
             answer = ANSWERS[task][number]
             is_right = answer == example.answer

@@ -65,11 +65,9 @@ class Fact(NamedTuple):
 
 
 def draw(task: str, count: int, chance: random.Random, held_out: bool) -> list[Example]:
-    return list(
-        islice(
-            {"answering": questions, "reasoning": statements, "entailment": hypotheses}[task](chance, held_out), count
-        )
-    )
+    """The first `count` examples; held_out: of scenes with held-out triples, and about these."""
+    endless = {"answering": questions, "reasoning": statements, "entailment": hypotheses}[task]
+    return list(islice(endless(chance, held_out), count))
 
 
 def questions(chance: random.Random, held_out: bool) -> Iterator[Example]:
@@ -112,19 +110,20 @@ def statements(chance: random.Random, held_out: bool) -> Iterator[Example]:
             elif sort == "relation":
                 pair = [_related(chance, held_out, said, holds) for holds in (truth, chance.random() < 0.5)]
             else:
-                has = {"both": (True, True), "only": (True, False)}[sort]
-                if not truth:
-                    has = {
-                        "both": chance.choice([(True, False), (False, True)]),
-                        "only": (chance.random() < 0.5, True),
-                    }[sort]
+                if sort == "both":
+                    has = (True, True) if truth else chance.choice([(True, False), (False, True)])
+                else:
+                    has = (True, False) if truth else (chance.random() < 0.5, True)
                 pair = [_with_thing(chance, held_out, said.thing, present, box=False) for present in has]
             about = said.triple if sort == "relation" else None
             yield Example(sort, text, tuple(pair if which == 0 else pair[::-1]), str(truth).lower(), about)
 
 
 def hypotheses(chance: random.Random, held_out: bool) -> Iterator[Example]:
-    """A hypothesis' three examples follow each other."""
+    """A hypothesis' three examples follow each other.
+
+    Where it is a relation each scene has both objects and a box: only where they are decides.
+    """
     while True:
         sort = chance.choice(list(language.HYPOTHESES))
         said = _fact(chance, held_out)
@@ -140,7 +139,7 @@ def hypotheses(chance: random.Random, held_out: bool) -> Iterator[Example]:
             of_kind = sort == "kind"
             scenes = [
                 _related(chance, held_out, said, False, box=True, of_kind=of_kind),
-                scene_of(chance, held_out, _cells(chance, said._replace(thing=BOX)), box=False),
+                scene_of(chance, held_out, _cells(chance, said._replace(thing=BOX)), [said.thing], box=False),
                 _related(chance, held_out, said, True, box=True),
             ]
         about = None if sort == "presence" else said.triple
