@@ -98,7 +98,6 @@ class FusionModel(nn.Module):
         self.encoders = Encoders()
         self.momentum = copy.deepcopy(self.encoders).requires_grad_(False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(INIT_SCALE)))
-        self.order = nn.Parameter(0.1 * torch.randn(2, 1, WIDTH))  # of a first and a second picture
         self.no_picture = nn.Parameter(0.1 * torch.randn(1, 1, WIDTH))
         self.fusion = nn.ModuleList(nn.TransformerDecoderLayer(**_LAYER) for _ in range(LAYERS))
         self.norm = nn.LayerNorm(WIDTH)
@@ -110,11 +109,9 @@ class FusionModel(nn.Module):
         """1 / temperature, ()."""
         return self.log_scale.exp().clamp(max=LARGEST_SCALE)
 
-    def fuse(self, words: Tensor, tokens: Tensor, *patches: Tensor) -> Tensor:
-        """Encoded texts (B, L, WIDTH) that have looked at one or two encoded pictures, or at none: (B, L, WIDTH)."""
-        seen = self.no_picture.expand(len(words), -1, -1)
-        if patches:
-            seen = torch.cat([each + self.order[place] for place, each in enumerate(patches)], 1)
+    def fuse(self, words: Tensor, tokens: Tensor, patches: Tensor | None) -> Tensor:
+        """Encoded texts (B, L, WIDTH) that have looked at encoded pictures, or at none: (B, L, WIDTH)."""
+        seen = self.no_picture.expand(len(words), -1, -1) if patches is None else patches
         for layer in self.fusion:
             words = layer(words, seen, tgt_key_padding_mask=padding(tokens))
         fused: Tensor = self.norm(words)
