@@ -176,9 +176,8 @@ class Sprites:
             offsets = torch.randint(SLACK + 1, (2, *layout.shape, 1), generator=generator)
         rows, cols = offsets + torch.arange(CELL_SIZE)
         cells = self.padded[layout[:, :, None, None], rows[:, :, :, None], cols[:, :, None, :]]
-        grid = cells.unflatten(1, (SIDE, SIDE)).permute(
-            0, 5, 1, 3, 2, 4
-        )  # batch, channel, row, its pixels, column, its
+        # (batch, row, column, its pixels down, across, colour) to (batch, colour, row, down, column, across)
+        grid = cells.unflatten(1, (SIDE, SIDE)).permute(0, 5, 1, 3, 2, 4)
         pictures = grid.reshape(len(layout), 3, SIDE * CELL_SIZE, SIDE * CELL_SIZE).float()
         if generator is None:
             return pictures
