@@ -50,7 +50,11 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW", help=f"of {', '.join(ROWS)} (default all)")
     add("--seeds", type=positive, help=f"runs of each (default {SEEDS})")
-    add("--short", action="store_true", help="few scenes and examples, one seed: a minute or two, not a result")
+    add(
+        "--short",
+        action="store_true",
+        help="few scenes and examples, one seed: shows that everything runs, not a result",
+    )
     add("--processes", type=positive, default=1, help="runs side by side, one thread each (default 1)")
     add("--out", type=Path, help="results, JSON; what is in it is not trained again (default WORK/results.json)")
     add("--work", type=Path, help="folder of trained models (default out/fusion)")
