@@ -28,9 +28,7 @@ class LogNegatives(NamedTuple):
     positive: Tensor | None  # (N,); None without positives
 
 
-def log_negatives_forward(
-    inputs: PairInputs, columns: bool, backend: Backend | str
-) -> tuple[LogNegatives, PairStats]:
+def log_negatives_forward(inputs: PairInputs, columns: bool, backend: Backend | str) -> tuple[LogNegatives, PairStats]:
     stats = formulas.pair_statistics(inputs, backend, columns)
     row = denominators(stats.row_max, stats.row_sum, None).log()
     col = None

@@ -93,7 +93,11 @@ def sweep_negatives(prepare: Prepare, place: Place, *, columns: bool, function: 
     """
     if place.group is not None:
         shared = shared_losses.share(
-            function, lambda: prepare(True), *place, columns=columns, **facts  # type: ignore[arg-type]
+            function,
+            lambda: prepare(True),
+            *place,
+            columns=columns,
+            **facts,  # type: ignore[arg-type]
         )
         found = shared_losses.log_negatives(shared, columns)
         assert isinstance(shared.terms, SoftmaxTerms)

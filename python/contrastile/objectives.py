@@ -13,7 +13,6 @@ from torch import Tensor
 from contrastile.negatives import (
     Negatives,
     Place,
-    Prepare,
     Swept,
     among,
     of_columns,
@@ -126,7 +125,7 @@ def directional(
         default_positives=positives is None,
         **options.facts(),
     )
-    found = _given_back(swept, scale, hardness.others) if isinstance(scale, float) else swept
+    found = _given_back(swept, scale, hardness.others)
     parts: list[list[Negatives]] = []
     for direction in directions:
         if direction == "xy":
@@ -180,10 +179,11 @@ def _moved(inputs: PairInputs, others: float) -> PairInputs:
     return inputs._replace(scale=inputs.scale + others) if others else inputs
 
 
-def _given_back(found: Swept, scale: float, others: float) -> Swept:
+def _given_back(found: Swept, scale: float | Tensor, others: float) -> Swept:
     """The same with the positive's logit, and the gradients, at the scale without hardness."""
     if not others:
         return found
+    assert not isinstance(scale, Tensor)
     assert found.positive is not None
     rate = scale / (scale + others)
     inputs = found.inputs._replace(scale=torch.full_like(found.inputs.scale, scale))

@@ -23,7 +23,6 @@ from contrastile.pairs import Backend, WeightFunction
 from contrastile.softmax_terms import SoftmaxTerms
 from contrastile.validation import PairInputs, accumulation_dtype, check_log_multiplier, check_reduction
 
-
 Terms = GammaTerms | SoftmaxTerms | Tensor | None  # a tensor is the sigmoid loss' bias
 
 
