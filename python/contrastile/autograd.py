@@ -182,10 +182,14 @@ class LogNegativesFunction(torch.autograd.Function):
 
     @staticmethod
     @differentiable_once
-    def backward(ctx: Any, saved: Saved, *gains: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, saved: Saved, row_gain: Tensor | None, col_gain: Tensor | None, positive_gain: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         inputs = PairInputs(*saved[:INPUTS])
         stats = formulas.stats_of(saved[INPUTS:])
-        gradients = formulas_negatives.log_negatives_backward(inputs, stats, *gains, _form(ctx, inputs))
+        gradients = formulas_negatives.log_negatives_backward(
+            inputs, stats, row_gain, col_gain, positive_gain, _form(ctx, inputs)
+        )
         return _for_all_arguments(ctx, inputs, gradients)
 
 

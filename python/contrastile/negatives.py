@@ -69,10 +69,10 @@ class Swept:
 
 
 class Negatives(NamedTuple):
-    """One kind, of each row. Counts and totals are None where no loss asks for them."""
+    """One kind, of each row. Numbers and totals are None where no loss asks for them."""
 
     log_sum: Tensor  # (N,)  log of the sum of exp(s); -inf for none
-    count: float | Tensor | None  # (N,)
+    number: float | Tensor | None  # (N,)
     total: Tensor | None  # (N,)  sum of s
 
 
@@ -84,7 +84,7 @@ class Ids(NamedTuple):
     own: Tensor  # (N,) of the row's own column
 
 
-def sweep_negatives(prepare: Prepare, place: Place, *, columns: bool, function: str, **facts: object) -> Swept:
+def sweep_negatives(prepare: Prepare, place: Place, *, columns: bool, function: str, **facts: Any) -> Swept:
     """One statistics sweep over the negatives, whose backward is one gradient sweep.
 
     Args:
@@ -97,18 +97,19 @@ def sweep_negatives(prepare: Prepare, place: Place, *, columns: bool, function: 
             lambda: prepare(True),
             *place,
             columns=columns,
-            **facts,  # type: ignore[arg-type]
+            **facts,
         )
         found = shared_losses.log_negatives(shared, columns)
         assert isinstance(shared.terms, SoftmaxTerms)
-        return Swept(shared.inputs, shared.terms, *found, shared)
+        return Swept(shared.inputs, shared.terms, found.row, found.col, found.positive, shared)
     inputs, terms = prepare(False)
     name = backends.resolve(place.backend, inputs.x.device.type, inputs.x.dtype)
     if torch.compiler.is_compiling():
         row, col, positive, *_ = torch.ops.contrastile.log_negatives(*inputs, columns, name, __version__)
         return Swept(inputs, terms, row, col if columns else None, None if inputs.positives is None else positive, None)
     if not any(wants_of(inputs)):
-        return Swept(inputs, terms, *formulas_negatives.log_negatives_forward(inputs, columns, name)[0], None)
+        plain, _ = formulas_negatives.log_negatives_forward(inputs, columns, name)
+        return Swept(inputs, terms, plain.row, plain.col, plain.positive, None)
     apply: Any = autograd.LogNegativesFunction.apply
     return Swept(inputs, terms, *apply(*inputs, columns, name), None)
 
@@ -201,7 +202,7 @@ def row_losses(kinds: Sequence[Negatives], positive: Tensor, scale: Tensor, term
     smoothing, label_smoothing of the target is spread over positive and negatives alike.
     """
     negative = kinds[0].log_sum if len(kinds) == 1 else log_sum(torch.stack([kind.log_sum for kind in kinds], 1))
-    count: Any = sum(kind.count for kind in kinds if kind.count is not None)
+    count: Any = sum(kind.number for kind in kinds if kind.number is not None)
     if terms.prior is not None:
         negative = debiased(negative, positive, count, terms.prior, scale)
     # What is added is 0, or NaN where the positive's logit is not finite: then the loss is not defined.
@@ -209,7 +210,8 @@ def row_losses(kinds: Sequence[Negatives], positive: Tensor, scale: Tensor, term
     if not terms.label_smoothing:
         return losses
     total: Any = sum(kind.total for kind in kinds if kind.total is not None)
-    return losses + terms.label_smoothing * (count * positive - total) / (1 + count)
+    smoothed: Tensor = losses + terms.label_smoothing * (count * positive - total) / (1 + count)
+    return smoothed
 
 
 def debiased(negative: Tensor, positive: Tensor, count: float | Tensor, prior: Prior, scale: Tensor) -> Tensor:

@@ -72,7 +72,9 @@ def directional_info_nce(
         rows = loss_of(directions, "yx" in directions)
     else:
         rows = torch.stack([loss_of([name], False) for name in directions]).mean(0)
-    return {"none": rows.clone, "mean": rows.mean, "sum": rows.sum}[reduction]()
+    if reduction == "none":
+        return rows
+    return rows.mean() if reduction == "mean" else rows.sum()
 
 
 def with_options(
