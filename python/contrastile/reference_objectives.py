@@ -110,7 +110,10 @@ def with_options(
         mean = total / count.clamp(min=1)
         floor = (-row_scale[:, 0] - top).exp()
         total = count * torch.maximum((mean - tau * of_positive) / (1 - tau), floor)
-    losses = (total / of_positive).log1p()
+    something = total > 0
+    gap = torch.where(something, torch.where(something, total, 1).log() + top - positive, -torch.inf)
+    gap = torch.where(total.isnan(), total, gap)
+    losses = torch.logaddexp(torch.zeros_like(gap), gap)
     if not label_smoothing:
         return losses
     mean = (torch.where(kept, logits, 0).sum(1) + positive) / (count + 1)
