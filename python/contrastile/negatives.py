@@ -47,6 +47,17 @@ class Swept:
     col: Tensor | None  # (M,)
     positive: Tensor | None  # (N,)
     shared: Shared | None  # over a group
+    in_order: bool  # row i's positive is column i
+
+    @property
+    def paired(self) -> Tensor:
+        """The rows' positives, (N, D): y or a part of it where they are in order, and no copy."""
+        x, y, _, positives, *_ = self.inputs
+        assert positives is not None
+        columns = x if y is None else y
+        if not self.in_order:
+            return columns[positives]
+        return columns if len(columns) == len(x) else columns[: len(x)]
 
     @property
     def rows(self) -> Sequence[int]:
@@ -84,7 +95,9 @@ class Ids(NamedTuple):
     own: Tensor  # (N,) of the row's own column
 
 
-def sweep_negatives(prepare: Prepare, place: Place, *, columns: bool, function: str, **facts: Any) -> Swept:
+def sweep_negatives(
+    prepare: Prepare, place: Place, *, columns: bool, function: str, in_order: bool = False, **facts: Any
+) -> Swept:
     """One statistics sweep over the negatives, whose backward is one gradient sweep.
 
     Args:
@@ -101,17 +114,18 @@ def sweep_negatives(prepare: Prepare, place: Place, *, columns: bool, function: 
         )
         found = shared_losses.log_negatives(shared, columns)
         assert isinstance(shared.terms, SoftmaxTerms)
-        return Swept(shared.inputs, shared.terms, found.row, found.col, found.positive, shared)
+        return Swept(shared.inputs, shared.terms, found.row, found.col, found.positive, shared, in_order)
     inputs, terms = prepare(False)
     name = backends.resolve(place.backend, inputs.x.device.type, inputs.x.dtype)
     if torch.compiler.is_compiling():
         row, col, positive, *_ = torch.ops.contrastile.log_negatives(*inputs, columns, name, __version__)
-        return Swept(inputs, terms, row, col if columns else None, None if inputs.positives is None else positive, None)
+        positive = None if inputs.positives is None else positive
+        return Swept(inputs, terms, row, col if columns else None, positive, None, in_order)
     if not any(wants_of(inputs)):
         plain, _ = formulas_negatives.log_negatives_forward(inputs, columns, name)
-        return Swept(inputs, terms, plain.row, plain.col, plain.positive, None)
+        return Swept(inputs, terms, plain.row, plain.col, plain.positive, None, in_order)
     apply: Any = autograd.LogNegativesFunction.apply
-    return Swept(inputs, terms, *apply(*inputs, columns, name), None)
+    return Swept(inputs, terms, *apply(*inputs, columns, name), None, in_order)
 
 
 # Kinds
@@ -119,19 +133,17 @@ def sweep_negatives(prepare: Prepare, place: Place, *, columns: bool, function: 
 
 def of_rows(found: Swept) -> Negatives:
     """A row's candidates but its positive, and itself where x meets x."""
-    x, y, scale, positives, *_ = found.inputs
+    x, y, scale, *_ = found.inputs
     columns = x if y is None else y
     if not _counts(found.terms):
         return Negatives(found.row, None, None)
-    assert positives is not None
-    own = [columns[positives]] if y is not None else [x, x[positives]]
+    own = [found.paired] if y is not None else [x, found.paired]
     return _kind(found, found.row, x, columns, own, _ids_of_rows(found.inputs), found.cols, scale)
 
 
 def of_columns(found: Swept) -> Negatives:
     """For each row the candidates of its positive's column: the other rows."""
-    x, y, scale, positives, row_ids, col_ids = found.inputs
-    assert y is not None
+    x, _, scale, positives, row_ids, col_ids = found.inputs
     assert found.col is not None
     assert positives is not None
     log_sum = found.col[positives]
@@ -140,7 +152,7 @@ def of_columns(found: Swept) -> Negatives:
     rows = x if scale.dim() == 0 else x.to(accumulation_dtype(x.dtype)) * scale[:, None]
     ids = None if row_ids is None or col_ids is None else Ids(col_ids[positives], row_ids, row_ids)
     factor = scale if scale.dim() == 0 else torch.ones_like(scale)
-    return _kind(found, log_sum, y[positives], rows, [rows], ids, found.rows, factor)
+    return _kind(found, log_sum, found.paired, rows, [rows], ids, found.rows, factor)
 
 
 def of_hard(found: Swept, place: Place, hardness: float = 0.0) -> list[Negatives]:
@@ -166,16 +178,15 @@ def of_hard(found: Swept, place: Place, hardness: float = 0.0) -> list[Negatives
     return [_kind(swept, swept.row, x, hard, [], None, swept.cols, scale)]
 
 
-def among(found: Swept, place: Place, *, of_y: bool, whole: bool) -> Negatives:
-    """Each row against the others of its own side: x against x, or with of_y its positive against y.
-
-    whole: the positives are all of y, in order.
-    """
+def among(found: Swept, place: Place, *, of_y: bool) -> Negatives:
+    """Each row against the others of its own side: x against x, or with of_y its positive against y."""
     x, y, scale, positives, row_ids, col_ids = found.inputs
     assert y is not None
     assert positives is not None
     if of_y:
-        rows, columns = y if whole else y[positives], y
+        # Whether logits are symmetric is one question to all processes.
+        whole = found.in_order and list(found.rows) == list(found.cols)
+        rows, columns = y if whole else found.paired, y
         ids = None if col_ids is None else Ids(col_ids[positives], col_ids, col_ids[positives])
     else:
         rows, columns = x, x

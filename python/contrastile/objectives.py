@@ -5,6 +5,7 @@ pairs within x and within y. Their arguments have been told apart in functional.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -68,7 +69,13 @@ def info_nce(
         return options.checked(inputs, columns=symmetric, group=place.group is not None)
 
     found = sweep_negatives(
-        prepare, place, columns=symmetric, function="info_nce", reduction=reduction, **options.facts()
+        prepare,
+        place,
+        columns=symmetric,
+        function="info_nce",
+        in_order=positives is None,
+        reduction=reduction,
+        **options.facts(),
     )
     losses = _losses_of_rows(found, place)
     if symmetric:
@@ -118,6 +125,7 @@ def directional(
         place,
         columns=by_column and not hardness.others,
         function="directional_info_nce",
+        in_order=positives is None,
         reduction=reduction,
         directions=",".join(directions),
         partition=scheme.partition,
@@ -133,8 +141,7 @@ def directional(
         elif direction == "yx":
             parts.append([of_columns(found if found.col is not None else _from_columns(found, place))])
         else:
-            whole = positives is None and list(found.rows) == list(found.cols)
-            parts.append([among(found, place, of_y=direction == "yy", whole=whole)])
+            parts.append([among(found, place, of_y=direction == "yy")])
     if scheme.partition == "per_direction":
         losses = torch.stack([_losses_of(kinds, found) for kinds in parts]).mean(0)
     else:
@@ -188,7 +195,7 @@ def _given_back(found: Swept, scale: float | Tensor, others: float) -> Swept:
     rate = scale / (scale + others)
     inputs = found.inputs._replace(scale=torch.full_like(found.inputs.scale, scale))
     row = rate * found.row + (1 - rate) * found.row.detach()
-    return Swept(inputs, found.terms, row, found.col, rate * found.positive, found.shared)
+    return replace(found, inputs=inputs, row=row, positive=rate * found.positive)
 
 
 def _from_columns(found: Swept, place: Place) -> Swept:
@@ -198,7 +205,7 @@ def _from_columns(found: Swept, place: Place) -> Swept:
     assert positives is not None
     own = torch.arange(len(x), device=x.device)
     ids = (None, None) if row_ids is None or col_ids is None else (col_ids[positives], row_ids)
-    inputs = PairInputs(y[positives], x, scale, own, *ids)
+    inputs = PairInputs(found.paired, x, scale, own, *ids)
     swept = sweep_negatives(lambda _: (inputs, found.terms), place, columns=False, function="columns")
     col = swept.row.new_full((len(y),), -torch.inf).scatter(0, positives, swept.row)
-    return Swept(found.inputs, found.terms, found.row, col, found.positive, found.shared)
+    return replace(found, col=col)
