@@ -125,7 +125,8 @@ def sweep_negatives(
         plain, _ = formulas_negatives.log_negatives_forward(inputs, columns, name)
         return Swept(inputs, terms, plain.row, plain.col, plain.positive, None, in_order)
     apply: Any = autograd.LogNegativesFunction.apply
-    return Swept(inputs, terms, *apply(*inputs, columns, name), None, in_order)
+    row, col, positive = apply(*inputs, columns, name)
+    return Swept(inputs, terms, row, col, positive, None, in_order)
 
 
 # Kinds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Options(NamedTuple):
     def given(self) -> bool:
         return self.hard_negatives is not None or self.prior is not None or self.label_smoothing != 0
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> dict[str, Any]:
         """What must be equal in all processes of a group."""
         prior, hard = self.prior, self.hard_negatives
         return {
