@@ -277,8 +277,11 @@ def test_a_row_without_negatives_has_loss_0_and_no_gradient(backend, option):
         assert not any(value.any() for value in ours.values()), ours
 
 
-def test_nan_reaches_the_rows_that_meet_it(backend):
-    inputs, options = problem(Shape(12, 12, 5), **OPTIONS["all"])
+@pytest.mark.parametrize("option", ["all", "own", "own debiased"])
+def test_nan_reaches_the_rows_that_meet_it(backend, option):
+    inputs, options = problem(Shape(12, 12, 5), **OPTIONS["all" if option == "all" else "own"])
+    if option == "own debiased":
+        options["prior"] = 0.05
     groups = (torch.arange(12) // 2, torch.arange(12) // 2)
     for name, at, reached in (("x", 3, [3]), ("hard_negatives", 3, [3]), ("y", 4, [i for i in range(12) if i != 5])):
         changed = {key: value.clone() for key, value in inputs.items()}
