@@ -351,7 +351,7 @@ def test_a_run_repeats():
 
 @pytest.mark.slow
 def test_losses_of_a_short_run_fall_and_texts_alone_only_guess():
-    settings = Settings(scenes=640, pretraining_epochs=2, examples=256, fine_tuning_epochs=4, measured=300)
+    settings = Settings(scenes=512, pretraining_epochs=2, examples=192, fine_tuning_epochs=4, measured=60)
     floor = perform(Run(TEXT_ONLY, 0), replace(settings, fine_tuning_epochs=1))
     # Every text comes with each answer, so that no answers from texts alone are more often right.
     assert (floor["reasoning"], floor["entailment"]) == pytest.approx((1 / 2, 1 / 3))

@@ -57,7 +57,7 @@ def draw_tasks(picture: Path, rows: Sequence[dict[str, Any]]) -> None:
         if TEXT_ONLY in kinds:
             floor, _ = interval([100 * run[task] for run in kinds[TEXT_ONLY]])
             axis.axhline(floor, color=COLOURS[1], linewidth=1.2, linestyle="--", label=f"text alone: {floor:.1f} %")
-            axis.legend(frameon=False, loc="lower right")
+            axis.legend(frameon=False, loc="upper right")
         axis.set_xticks(range(len(seeing)), seeing)
         axis.set_ylim(0, 100)
         axis.set_title(task)
@@ -78,7 +78,8 @@ def draw_answers(picture: Path, structure: str, answering: Answering, data: Corp
         given = answers(answering, task, shown, data.sprites).tolist()
         for axis, example, layout, number in zip(line, shown.examples, shown.layouts, given, strict=True):
             axis.imshow(side_by_side(data.sprites, layout))
-            axis.set_axis_off()
+            axis.set_xticks([])
+            axis.set_yticks([])
             answer = ANSWERS[task][number]
             is_right = answer == example.answer
             axis.set_title(fill(example.text, WRAP), fontsize=8)
