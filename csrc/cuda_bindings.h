@@ -51,15 +51,15 @@ inline void bind_arguments(py::module_& module) {
       .def(py::init([](Address anchors, Address candidates, const std::string& type, const std::string& products,
                        std::int64_t anchor_stride, std::int64_t candidate_stride, int rows, int cols, int depth,
                        Address scale, Address positives, Address row_groups, Address col_groups,
-                       std::optional<int> self_offset) {
+                       Address row_ceiling, std::optional<int> self_offset) {
              return Pairs{pointer<void>(anchors), pointer<void>(candidates), element_type(type),
                           float32_products(products), anchor_stride, candidate_stride, rows, cols, depth,
                           pointer<float>(scale), pointer<std::int64_t>(positives), pointer<std::int64_t>(row_groups),
-                          pointer<std::int64_t>(col_groups), self_offset.has_value(), self_offset.value_or(0)};
+                          pointer<std::int64_t>(col_groups), pointer<float>(row_ceiling), self_offset.has_value(), self_offset.value_or(0)};
            }),
            kw_only(), arg("anchors"), arg("candidates"), arg("element_type"), arg("float32_products"),
            arg("anchor_stride"), arg("candidate_stride"), arg("rows"), arg("cols"), arg("depth"), arg("scale"),
-           arg("positives"), arg("row_groups"), arg("col_groups"), arg("self_offset"));
+           arg("positives"), arg("row_groups"), arg("col_groups"), arg("row_ceiling"), arg("self_offset"));
   py::class_<Window>(module, "Window")
       .def(py::init([](int first_row, int first_col, int rows, int cols) {
         return Window{first_row, first_col, rows, cols};

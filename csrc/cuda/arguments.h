@@ -24,6 +24,7 @@ struct Pairs {
   const std::int64_t* positives;   // (N,)
   const std::int64_t* row_groups;  // (N,)
   const std::int64_t* col_groups;  // (M,)
+  const float* row_ceiling;        // (N,): a logit above it is masked
   bool masks_self;                 // row i and column i + self_offset are one sample
   std::int32_t self_offset;
 };

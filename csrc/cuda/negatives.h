@@ -71,6 +71,20 @@ __device__ void keep_other_groups(Values<Tile>& logits, const Pairs& pairs, cons
   }
 }
 
+// -inf in the place of logits above their row's ceiling. A NaN stays.
+template <class Tile>
+__device__ void keep_under_ceilings(Values<Tile>& logits, const Pairs& pairs, const Origin& origin,
+                                    const Place<Tile>& place, int rows) {
+#pragma unroll
+  for (int r = 0; r < Tile::thread_rows; ++r) {
+    if (place.row(r) >= rows) continue;
+    const float ceiling = pairs.row_ceiling[origin.row + place.row(r)];
+#pragma unroll
+    for (int c = 0; c < Tile::thread_cols; ++c)
+      if (logits.at[r][c] > ceiling) logits.at[r][c] = -infinity;
+  }
+}
+
 // -inf in the place of padding, positives and masked pairs. Most rows of most tiles have none, and compare nothing.
 template <class Tile>
 __device__ void keep_negatives(Values<Tile>& logits, const Pairs& pairs, const Origin& origin,
@@ -93,6 +107,7 @@ __device__ void keep_negatives(Values<Tile>& logits, const Pairs& pairs, const O
     }
   }
   if (pairs.row_groups) keep_other_groups(logits, pairs, origin, place, rows, cols);
+  if (pairs.row_ceiling) keep_under_ceilings(logits, pairs, origin, place, rows);
 }
 
 // A maximum to subtract: that of no elements, -inf, becomes 0.

@@ -30,7 +30,8 @@ int main() {
   const Pairs pairs{.anchors = x.data(), .candidates = y.data(), .type = ElementType::bfloat16,
                     .float32_products = Float32Products::exact, .anchor_stride = depth, .candidate_stride = depth,
                     .rows = n, .cols = n, .depth = depth, .scale = scale.data(), .positives = positives.data(),
-                    .row_groups = nullptr, .col_groups = nullptr, .masks_self = false, .self_offset = 0};
+                    .row_groups = nullptr, .col_groups = nullptr, .row_ceiling = nullptr,
+                    .masks_self = false, .self_offset = 0};
   const Window all{0, 0, n, n};  // O(N) memory for the tiles' sums of each side: larger problems take several windows
   const Stream stream = nullptr;
 

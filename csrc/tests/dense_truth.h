@@ -1,6 +1,7 @@
 // What both sweeps must return, by double loops over all pairs in double precision.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <optional>
@@ -52,6 +53,25 @@ inline DenseStats dense_stats(const DenseProblem& p) {
       out.col_sum[j] += std::exp(s);
     }
   return out;
+}
+
+// Puts a ceiling on each row, in the widest gap between its larger logits: no rounding moves one across it.
+inline Vector choose_ceilings(DenseProblem& p) {
+  const Vector logits = dense_stats(p).logits;
+  Vector ceilings;
+  p.above_ceiling = std::vector<char>(logits.size());
+  for (std::int64_t i = 0; i < p.rows; ++i) {
+    Vector row(logits.begin() + i * p.cols, logits.begin() + (i + 1) * p.cols);
+    double ceiling = HUGE_VAL, widest = 0;
+    if (std::none_of(row.begin(), row.end(), [](double s) { return std::isnan(s); })) {
+      std::sort(row.begin(), row.end());
+      for (std::int64_t j = p.cols / 2; j + 1 < p.cols; ++j)
+        if (row[j + 1] - row[j] > widest) widest = row[j + 1] - row[j], ceiling = (row[j + 1] + row[j]) / 2;
+    }
+    ceilings.push_back(ceiling);
+    for (std::int64_t j = 0; j < p.cols; ++j) (*p.above_ceiling)[i * p.cols + j] = logits[i * p.cols + j] > ceiling;
+  }
+  return ceilings;
 }
 
 // One direction of the coefficient; empty shift: absent.

@@ -45,7 +45,9 @@ class Case {
       p_.y = p_.x;
     else
       candidates_ = random_embeddings<Real>(random, p_.cols, p_.depth, type, p_.y);
-    if (!mirrored_ && random.chance(0.3)) choose_ceilings();
+    if (!mirrored_ && random.chance(0.3))
+      for (double ceiling : choose_ceilings(p_)) row_ceiling_.push_back(Real(ceiling));
+    row_ceiling_.shrink_to_fit();
     execution_ = {int(1 + random.below(8)), random.one_of<std::int64_t>({0, 1 << 16, 600'000, 1 << 26})};
     truth_ = dense_stats(p_);
   }
@@ -114,24 +116,6 @@ class Case {
         for (std::int64_t i = 0; i < p_.rows; ++i)
           if ((*p_.positives)[i] == i + *p_.self_offset) return p_.self_offset.reset();
     }
-  }
-
-  // Each in the widest gap between a row's largest logits, so that rounding moves none across it.
-  void choose_ceilings() {
-    const Vector logits = dense_stats(p_).logits;
-    p_.above_ceiling = std::vector<char>(logits.size());
-    for (std::int64_t i = 0; i < p_.rows; ++i) {
-      Vector row(logits.begin() + i * p_.cols, logits.begin() + (i + 1) * p_.cols);
-      double ceiling = std::numeric_limits<double>::infinity(), widest = 0;
-      if (std::none_of(row.begin(), row.end(), [](double s) { return std::isnan(s); })) {
-        std::sort(row.begin(), row.end());
-        for (std::int64_t j = p_.cols / 2; j + 1 < p_.cols; ++j)
-          if (row[j + 1] - row[j] > widest) widest = row[j + 1] - row[j], ceiling = (row[j + 1] + row[j]) / 2;
-      }
-      row_ceiling_.push_back(Real(ceiling));
-      for (std::int64_t j = 0; j < p_.cols; ++j) (*p_.above_ceiling)[i * p_.cols + j] = logits[i * p_.cols + j] > ceiling;
-    }
-    row_ceiling_.shrink_to_fit();
   }
 
   static const std::int64_t* address(const std::optional<Ids>& ids) { return ids ? ids->data() : nullptr; }

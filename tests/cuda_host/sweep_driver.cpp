@@ -89,11 +89,15 @@ class Case {
       scale_.push_back(static_cast<float>(8 / std::sqrt(double(p_.depth)) * random.uniform(0.2, 1)));
     scale_.shrink_to_fit();
     p_.scale.assign(scale_.begin(), scale_.end());
+    if (masks && random.chance(0.5))
+      for (double ceiling : choose_ceilings(p_)) row_ceiling_.push_back(static_cast<float>(ceiling));
+    row_ceiling_.shrink_to_fit();
     truth_ = dense_stats(p_);
     pairs_ = {anchors_.view.data,       candidates_.view.data,       form.type,           form.products,
               anchors_.view.row_stride, candidates_.view.row_stride, rows(),              cols(),
               depth(),                  scale_.data(),               address(p_.positives), address(p_.row_groups),
-              address(p_.col_groups),   p_.self_offset.has_value(),  int(p_.self_offset.value_or(0))};
+              address(p_.col_groups),   p_.above_ceiling ? row_ceiling_.data() : nullptr,
+              p_.self_offset.has_value(), int(p_.self_offset.value_or(0))};
   }
 
   std::string run() {
@@ -334,7 +338,7 @@ class Case {
   Judge sums_{form_.logit_error, {}}, products_{form_.coefficient_error, {}};
   DenseProblem p_;
   Embeddings<float> anchors_, candidates_;
-  Floats scale_, row_shift_, row_gain_, col_shift_, col_gain_, positive_coeff_, factor_;
+  Floats scale_, row_ceiling_, row_shift_, row_gain_, col_shift_, col_gain_, positive_coeff_, factor_;
   DenseStats truth_;
   DenseWeights weights_;
   cuda::Pairs pairs_{};

@@ -87,6 +87,7 @@ def _aligned_problem(problem: PairProblem) -> PairProblem:
         positives=_contiguous(problem.positives),
         row_groups=_contiguous(problem.row_groups),
         col_groups=_contiguous(problem.col_groups),
+        row_ceiling=_contiguous(problem.row_ceiling),
     )
 
 

@@ -40,6 +40,7 @@ class CudaSweep(Sweep):
             positives=_at(problem.positives),
             row_groups=_at(problem.row_groups),
             col_groups=_at(problem.col_groups),
+            row_ceiling=_at(problem.row_ceiling),
             self_offset=problem.self_offset,
         )
 
