@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contrastile as ct
 import torch
+import torch.nn.functional as F
 from contrastile import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -87,6 +88,43 @@ def test_symmetric_info_nce(problem, backend, workspace, reduction):
 def test_info_nce_in_one_direction(problem, backend, workspace, reduction):
     inputs, options = problem
     compare("info_nce", inputs, backend, workspace, symmetric=False, reduction=reduction, **options)
+
+
+@st.composite
+def softmax_options(draw, inputs):
+    """What a softmax may have beside the pairs; hard negatives join the inputs."""
+    generator = torch.Generator().manual_seed(draw(SEEDS))
+    (rows, dim), dtype = inputs["x"].shape, inputs["x"].dtype
+    shape = draw(st.sampled_from([None, (rows, 2, dim), (5, dim)]))
+    if shape is not None:
+        inputs["hard_negatives"] = F.normalize(torch.randn(shape, generator=generator), dim=-1).to(dtype)
+    by_row = 0.9 * torch.rand(rows, generator=generator)
+    prior = draw(st.sampled_from([None, 0.0, 0.02, 0.5, by_row]))
+    return {"prior": prior, "label_smoothing": draw(st.sampled_from([0.0, 0.1, 0.4]))}
+
+
+@settings(max_examples=40)
+@given(st.data(), st.booleans(), BACKENDS, WORKSPACES, REDUCTIONS)
+def test_info_nce_with_options(data, symmetric, backend, workspace, reduction):
+    inputs, options = data.draw(problems(square=symmetric))
+    inputs["x"], inputs["y"] = (F.normalize(inputs[name].double()).to(inputs[name].dtype) for name in ("x", "y"))
+    options |= data.draw(softmax_options(inputs)) | {"reduction": reduction}
+    if symmetric and options["prior"] is not None:
+        inputs["scale"] = inputs["scale"].amax()
+    compare("info_nce", inputs, backend, workspace, symmetric=symmetric, **options)
+
+
+@settings(max_examples=40)
+@given(st.data(), st.sampled_from(["joint", "per_direction"]), BACKENDS, WORKSPACES)
+def test_directional_info_nce(data, partition, backend, workspace):
+    inputs, options = data.draw(problems())
+    directions = data.draw(st.sampled_from([("xy",), ("xy", "yx"), ("xy", "xx", "yy"), ("yy", "xx", "yx", "xy")]))
+    options |= data.draw(softmax_options(inputs))
+    if "yx" in directions and partition == "joint":
+        options |= {"prior": None, "label_smoothing": 0.0}
+    if "yx" in directions and options["prior"] is not None:
+        inputs["scale"] = inputs["scale"].amax()
+    compare("directional_info_nce", inputs, backend, workspace, directions=directions, partition=partition, **options)
 
 
 @bounded_in_time

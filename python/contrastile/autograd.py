@@ -14,12 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastile import formulas, formulas_siglip
+from contrastile import formulas, formulas_negatives, formulas_siglip
 from contrastile.formulas import Formed, Former, GammaTerms, Gradients, Wants
 from contrastile.formulas_siglip import SigLipKept
 from contrastile.validation import PairInputs
 
-__all__ = ["GammaContrastiveFunction", "InfoNCEFunction", "LogNormalizersFunction", "SigLipFunction"]
+__all__ = [
+    "GammaContrastiveFunction",
+    "InfoNCEFunction",
+    "LogNegativesFunction",
+    "LogNormalizersFunction",
+    "SigLipFunction",
+]
 
 INPUTS = len(PairInputs._fields)
 
@@ -158,6 +164,31 @@ class LogNormalizersFunction(torch.autograd.Function):
         stats = formulas.stats_of(saved[INPUTS:])
         gradients = formulas.log_normalizers_backward(
             inputs, stats, ctx.log_multiplier, row_gain, col_gain, _form(ctx, inputs)
+        )
+        return _for_all_arguments(ctx, inputs, gradients)
+
+
+class LogNegativesFunction(torch.autograd.Function):
+    """apply(*PairInputs, columns, backend) -> (row, col or None, positive or None) of LogNegatives."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        inputs = PairInputs(*arguments[:INPUTS])
+        columns, ctx.backend = arguments[INPUTS:]
+        found, stats = formulas_negatives.log_negatives_forward(inputs, columns, ctx.backend)
+        ctx.save_for_backward(*inputs, *formulas.stats_tensors(stats))
+        ctx.set_materialize_grads(False)
+        return found.row, found.col, found.positive
+
+    @staticmethod
+    @differentiable_once
+    def backward(
+        ctx: Any, saved: Saved, row_gain: Tensor | None, col_gain: Tensor | None, positive_gain: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        inputs = PairInputs(*saved[:INPUTS])
+        stats = formulas.stats_of(saved[INPUTS:])
+        gradients = formulas_negatives.log_negatives_backward(
+            inputs, stats, row_gain, col_gain, positive_gain, _form(ctx, inputs)
         )
         return _for_all_arguments(ctx, inputs, gradients)
 

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from contrastile import autograd, backends, formulas
+from contrastile import autograd, backends, formulas, objectives
 from contrastile.distributed import Group
 from contrastile.distributed import losses as shared_losses
 from contrastile.formulas import NOTHING, GammaTerms, wants_of
+from contrastile.negatives import Place
+from contrastile.softmax_terms import Options
 from contrastile.validation import (
     Groups,
     PairInputs,
@@ -41,6 +43,9 @@ def info_nce(
     symmetric: bool = True,
     positives: Tensor | None = None,
     groups: Groups | None = None,
+    hard_negatives: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    prior: float | Tensor | None = None,
     reduction: str = "mean",
     group: Group | None = None,
     exchange: str | None = None,
@@ -64,6 +69,13 @@ def info_nce(
         symmetric: both directions; needs N == M.
         positives: (N,) integers, the column of each row's positive, default arange(N); distinct if symmetric.
         groups: (row_ids (N,), col_ids (M,)), integers: a pair of equal ids other than the positive is no negative.
+        hard_negatives: further candidates of the rows, in the dtype of x: (N, K, D), K of each row's own, or (L, D),
+            shared by all rows; no group masks them, and the softmax over columns does not meet them. They get a
+            gradient. (N, K, D) in 16 bits is widened to float32 as a whole.
+        label_smoothing: from 0 to 1: that much of each target is spread evenly over a row's candidates that are not
+            masked, the positive among them, as in torch's cross_entropy.
+        prior: tau, a number or (N,), from 0 to below 1: the chance that a negative is of its row's class, which the sum
+            over negatives is corrected for (Chuang et al. 2020, debiased); rows are meant to be of unit length.
         reduction: "mean" or "sum" over rows, or "none".
         group: process group of torch.distributed whose processes hold the rows of a larger batch: x and y are this
             process's share, of any number of rows, 0 too; positives are columns of its own y, and ids in groups are
@@ -84,6 +96,19 @@ def info_nce(
         RuntimeError: the named backend cannot run; arguments were refused in another process of the group; an
             exchange failed or timed out.
     """
+    options = Options(hard_negatives, label_smoothing, prior)
+    if options.given:
+        return objectives.info_nce(
+            x,
+            y,
+            scale,
+            options,
+            place_of(group, exchange, backend),
+            symmetric=symmetric,
+            positives=positives,
+            groups=groups,
+            reduction=reduction,
+        )
     if group is not None:
         shared = shared_losses.share(
             "info_nce",
@@ -109,6 +134,9 @@ def nt_xent(
     scale: float | Tensor,
     *,
     positives: Tensor | None = None,
+    hard_negatives: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    prior: float | Tensor | None = None,
     reduction: str = "mean",
     group: Group | None = None,
     exchange: str | None = None,
@@ -124,7 +152,7 @@ def nt_xent(
             scale for all rows makes the logits symmetric and costs half of what scales by row do.
         positives: (2B,) integers, the other view of each row, default (i + B) mod 2B: nobody's own, and
             positives[positives[i]] == i. With a group, both views of a sample are in one process.
-        reduction, group, exchange, backend: as for `info_nce`.
+        hard_negatives, label_smoothing, prior, reduction, group, exchange, backend: as for `info_nce`.
 
     Returns:
         The loss, () or (2B,), float32, or float64 for float64 inputs. NaN in z gives NaN in every row.
@@ -134,6 +162,10 @@ def nt_xent(
         TypeError: a dtype does not fit.
         RuntimeError: the named backend cannot run.
     """
+    options = Options(hard_negatives, label_smoothing, prior)
+    if options.given:
+        place = place_of(group, exchange, backend)
+        return objectives.nt_xent(z, scale, options, place, positives=positives, reduction=reduction)
     if group is not None:
         shared = shared_losses.share(
             "nt_xent",
@@ -327,6 +359,12 @@ def _info_nce(inputs: PairInputs, symmetric: bool, reduction: str, backend: str 
     apply: Any = autograd.InfoNCEFunction.apply
     loss = apply(*inputs, symmetric, reduction, name)
     return loss
+
+
+def place_of(group: Group | None, exchange: str | None, backend: str | None) -> Place:
+    if group is None:
+        check_alone(exchange)
+    return Place(group, exchange, backend)
 
 
 def check_alone(exchange: str | None) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastile import formulas, formulas_siglip
+from contrastile import formulas, formulas_negatives, formulas_siglip
 from contrastile.autograd import INPUTS, Saved, differentiable_once
 from contrastile.formulas import GammaTerms, Gradients, Wants
 from contrastile.formulas_siglip import SigLipKept
@@ -197,6 +197,50 @@ def _log_normalizers_backward(
 
 
 log_normalizers.register_autograd(_log_normalizers_backward, setup_context=_keep_log_normalizers)
+
+
+# (row, col, positive_logit, row_max, row_sum, col_max, col_sum)
+@_op("log_negatives", f"bool columns, {TRACED_SCHEMA}", 2 + STATS)
+def log_negatives(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs = PairInputs(*arguments[:INPUTS])
+    found, stats = formulas_negatives.log_negatives_forward(inputs, *arguments[INPUTS:-1])
+    return tuple(_present(inputs, (*found, *formulas.stats_tensors(stats)[:-1])))
+
+
+@_fake_of(log_negatives)
+def _fake_log_negatives(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, columns = PairInputs(*arguments[:INPUTS]), arguments[INPUTS]
+    row_max, _, col_max, _, positive = stats = _fake_stats(inputs, columns)
+    return torch.empty_like(row_max), torch.empty_like(col_max), positive, *stats[:-1]
+
+
+def _keep_log_negatives(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
+    ctx.columns, ctx.backend, _ = inputs[INPUTS:]
+    ctx.with_positives = inputs[INPUTS - 3] is not None
+    ctx.save_for_backward(*inputs[:INPUTS], *output[3:], output[2])
+    absent = [*([] if ctx.columns else [output[1]]), *([] if ctx.with_positives else [output[2]])]
+    ctx.mark_non_differentiable(*absent, *output[3:])
+    ctx.set_materialize_grads(False)
+
+
+@differentiable_once
+def _log_negatives_backward(
+    ctx: Any,
+    saved: Saved,
+    row_gain: Tensor | None,
+    col_gain: Tensor | None,
+    positive_gain: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor | None, ...]:
+    inputs, stats = PairInputs(*saved[:INPUTS]), formulas.stats_of(map(_absent, saved[INPUTS:]))
+    col_gain, positive_gain = col_gain if ctx.columns else None, positive_gain if ctx.with_positives else None
+    gradients = formulas_negatives.log_negatives_backward(
+        inputs, stats, row_gain, col_gain, positive_gain, _form(ctx, inputs)
+    )
+    return _for_all_arguments(ctx, inputs, gradients)
+
+
+log_negatives.register_autograd(_log_negatives_backward, setup_context=_keep_log_negatives)
 
 
 @_op("retrieval_ranks", "str backend", 1)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from contrastile.reference_objectives import directional_info_nce, with_options
 from contrastile.reference_structure import (
     brownian_bridge,
     feature_separation,
@@ -27,6 +28,7 @@ from contrastile.reference_structure import (
 __all__ = [
     "GammaOutput",
     "brownian_bridge",
+    "directional_info_nce",
     "feature_separation",
     "four_way_contrastive",
     "gamma_contrastive",
@@ -57,6 +59,9 @@ def info_nce(
     symmetric: bool = True,
     positives: Tensor | None = None,
     groups: Groups | None = None,
+    hard_negatives: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    prior: float | Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """InfoNCE (van den Oord et al. 2018, eq. 4); symmetric=True is CLIP's average (Radford et al. 2021, fig. 3).
@@ -68,6 +73,7 @@ def info_nce(
     Args:
         x: anchors (N, D). y: candidates (M, D). scale: number, () or (N,).
         positives: (N,) int64, default arange(N); a permutation if symmetric. groups: ((N,), (M,)) integers.
+        hard_negatives: (N, K, D) or (L, D). prior: number or (N,). See `contrastile.info_nce`.
 
     Returns:
         () for reduction "mean" or "sum", (N,) for "none".
@@ -75,7 +81,15 @@ def info_nce(
     logits = _logits(x, y, scale)
     positives = _default_positives(x, positives)
     _, is_negative = _kinds(logits, positives, groups)
-    return _reduce(_info_nce_rows(logits, positives, is_negative, symmetric), reduction)
+    if hard_negatives is None and prior is None and not label_smoothing:
+        return _reduce(_info_nce_rows(logits, positives, is_negative, symmetric), reduction)
+    terms = x, scale, hard_negatives, label_smoothing, prior
+    rows = with_options(logits, is_negative, _at(logits, positives), *terms)
+    if symmetric:
+        of_column, kept = logits.T[positives], is_negative.T[positives]
+        columns = with_options(of_column, kept, _at(logits, positives), x, scale, None, label_smoothing, prior)
+        rows = (rows + columns) / 2
+    return _reduce(rows, reduction)
 
 
 def nt_xent(
@@ -83,6 +97,9 @@ def nt_xent(
     scale: float | Tensor,
     *,
     positives: Tensor | None = None,
+    hard_negatives: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    prior: float | Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """NT-Xent (Chen et al. 2020, SimCLR, eq. 1): InfoNCE of z against itself, a sample never its own negative.
@@ -90,6 +107,7 @@ def nt_xent(
     Args:
         z: both views stacked, (2B, D); the positive of i is (i + B) mod 2B. scale: number, () or (2B,).
         positives: (2B,) int64, an involution without fixed points, instead of that pairing.
+        hard_negatives, label_smoothing, prior: as for `info_nce`.
 
     Returns:
         () for reduction "mean" or "sum", (2B,) for "none".
@@ -100,6 +118,9 @@ def nt_xent(
     logits = _logits(z, z, scale)
     _, is_negative = _kinds(logits, positives, None)
     is_negative = is_negative & ~torch.eye(rows, dtype=torch.bool, device=z.device)
+    if hard_negatives is not None or prior is not None or label_smoothing:
+        terms = z, scale, hard_negatives, label_smoothing, prior
+        return _reduce(with_options(logits, is_negative, _at(logits, positives), *terms), reduction)
     return _reduce(_info_nce_rows(logits, positives, is_negative, symmetric=False), reduction)
 
 

@@ -96,7 +96,7 @@ def check_pairs(
             "so that every candidate has one positive"
         )
     if positives is not None:
-        positives = _check_positives(positives, x, cols, distinct=both_directions)
+        positives = check_positives(positives, x, cols, distinct=both_directions)
     elif needs_positives:
         positives = torch.arange(rows, device=x.device)
     row_groups, col_groups = (None, None) if groups is None else _check_groups(groups, x, cols)
@@ -114,7 +114,7 @@ def check_views(
             raise ValueError(f"z is {_shape(z)}: two views of each sample need an even number of rows")
         positives = torch.arange(rows, device=z.device).roll(rows // 2)
     else:
-        positives = _check_positives(positives, z, rows, distinct=True)
+        positives = check_positives(positives, z, rows, distinct=True)
         if _has_values(z):
             own = torch.arange(rows)
             if bool((positives == own).any()):
@@ -232,7 +232,7 @@ def _check_scale(scale: float | Tensor, x: Tensor) -> Tensor:
     return scale
 
 
-def _check_positives(positives: Tensor, x: Tensor, cols: int, *, distinct: bool) -> Tensor:
+def check_positives(positives: Tensor, x: Tensor, cols: int, *, distinct: bool) -> Tensor:
     rows = x.shape[0]
     _check_integers("positives", positives, rows, x)
     if _has_values(x):

@@ -11,7 +11,7 @@ A process holds rows of x and of y, and a row's positive is among its own column
 """
 
 from contrastile.distributed.agreement import HEADER_BYTES
-from contrastile.distributed.member import Group, default_group, summed_over
+from contrastile.distributed.member import Group, added_up, default_group, summed_over
 from contrastile.distributed.plans import EXCHANGES, GATHERED_BYTES
 from contrastile.distributed.shares import RowShare, refusals_told
 
@@ -21,6 +21,7 @@ __all__ = [
     "HEADER_BYTES",
     "Group",
     "RowShare",
+    "added_up",
     "default_group",
     "refusals_told",
     "summed_over",

@@ -12,21 +12,25 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from contrastile import autograd, backends, formulas, formulas_siglip
+from contrastile import autograd, backends, formulas, formulas_negatives, formulas_siglip
 from contrastile.distributed.agreement import Facts, Sizes, agree
 from contrastile.distributed.member import Group, Member, summed_over
 from contrastile.distributed.plans import EXCHANGES, chosen_plan
 from contrastile.distributed.sweeps import GroupSweeps
 from contrastile.formulas import NOTHING, GammaTerms, Wants, wants_of
+from contrastile.formulas_negatives import LogNegatives
 from contrastile.pairs import Backend, WeightFunction
+from contrastile.softmax_terms import SoftmaxTerms
 from contrastile.validation import PairInputs, accumulation_dtype, check_log_multiplier, check_reduction
+
+Terms = GammaTerms | SoftmaxTerms | Tensor | None  # a tensor is the sigmoid loss' bias
 
 
 class Shared(NamedTuple):
     """Checked arguments, of which every process has its share."""
 
     inputs: PairInputs
-    terms: GammaTerms | Tensor | None  # of the gamma loss, or the sigmoid loss' bias
+    terms: Terms
     wants: Wants
     sweeps: Backend | str
     sizes: Sizes
@@ -40,7 +44,7 @@ class Shared(NamedTuple):
         return total / sum(self.sizes.rows) if reduction == "mean" else total
 
 
-Prepare = Callable[[], tuple[PairInputs, "GammaTerms | Tensor | None"]]
+Prepare = Callable[[], tuple[PairInputs, Terms]]
 
 
 def share(
@@ -64,7 +68,7 @@ def share(
     """
     member = Member(group)
 
-    def described() -> tuple[Facts, tuple[PairInputs, GammaTerms | Tensor | None, Wants, str]]:
+    def described() -> tuple[Facts, tuple[PairInputs, Terms, Wants, str]]:
         check_reduction(reduction)
         check_log_multiplier(log_multiplier)
         inputs, terms = prepare()
@@ -145,3 +149,10 @@ def log_normalizers(shared: Shared, columns: bool, log_multiplier: float) -> tup
         row_lse, col_lse = apply(*shared.inputs, columns, log_multiplier, shared.sweeps)
         return row_lse, col_lse
     return formulas.log_normalizers_forward(shared.inputs, columns, log_multiplier, shared.sweeps)[:2]
+
+
+def log_negatives(shared: Shared, columns: bool) -> LogNegatives:
+    if any(shared.wants):
+        apply: Any = autograd.LogNegativesFunction.apply
+        return LogNegatives(*apply(*shared.inputs, columns, shared.sweeps))
+    return formulas_negatives.log_negatives_forward(shared.inputs, columns, shared.sweeps)[0]

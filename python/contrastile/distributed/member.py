@@ -152,6 +152,32 @@ class _SumFunction(torch.autograd.Function):
         return ctx.processes * upstream, None
 
 
+def added_up(local: Tensor, group: Group | None) -> Tensor:
+    """The sum of local over all processes of the group, which each goes on with in its own way.
+
+    The gradient is that of the sum of all processes' results: upstream gradients are summed over the processes, each of
+    which calls backward.
+    """
+    if group is None:
+        return local
+    apply: Any = _SumForEachFunction.apply
+    total: Tensor = apply(local, Member(group))
+    return total
+
+
+class _SumForEachFunction(torch.autograd.Function):
+    """apply(local, member) -> the sum over all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor, member: Member) -> Tensor:
+        ctx.member = member
+        return member.sum(local, "candidates")
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        return ctx.member.sum(upstream, "gradients of the candidates' sum"), None
+
+
 def _bytes_of(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 

@@ -25,19 +25,14 @@ from sentence_transformers.util import cos_sim, dot_score
 from torch import Tensor, distributed
 from torch.nn import functional as F
 
-from contrastile.distributed import Group, RowShare, refusals_told, summed_over
-from contrastile.functional import info_nce, log_normalizers
+from contrastile.distributed import Group, RowShare, refusals_told
+from contrastile.functional import info_nce
 from contrastile.integrations.common import as_autocast_multiplies, in_place_of
-from contrastile.validation import accumulation_dtype
+from contrastile.negatives import Place
+from contrastile.objectives import Hardness, Scheme, directional
+from contrastile.softmax_terms import Options
 
 __all__ = ["CachedMultipleNegativesRankingLoss", "MultipleNegativesRankingLoss"]
-
-
-class Hardness(NamedTuple):
-    """What is added to the scale of a query's scores, in their values alone."""
-
-    own: float  # scores of its own hard negatives
-    others: float  # scores of other queries' documents
 
 
 class Terms(NamedTuple):
@@ -50,6 +45,7 @@ class Terms(NamedTuple):
     hardness: Hardness
 
 
+DIRECTIONS = {"query_to_doc": "xy", "doc_to_query": "yx", "query_to_query": "xx", "doc_to_doc": "yy"}
 HARDENED = {
     None: (False, False),
     "in_batch_negatives": (False, True),
@@ -174,64 +170,23 @@ def _check_columns(columns: Sequence[Tensor]) -> None:
 
 
 def _from_normalizers(queries: Tensor, documents: list[Tensor], terms: Terms, share: RowShare | None) -> Tensor:
-    """Mean of log( 1 + sum of exp(negatives' scores - the positive's) ), which keeps small losses exact."""
-    scale, hardness, rows = terms.scale, terms.hardness, len(queries)
+    """A query's candidates in "xy" are other queries' documents, and its own hard negatives beside them."""
     group = None if share is None else share.member.group
-    every_document = torch.cat(documents)
     first = 0 if share is None else share.own.start
-    of_query = torch.arange(first, first + rows, device=queries.device)
-    of_document = of_query.repeat(len(documents))
-    own = scale * torch.stack([_rowwise(queries, document) for document in documents], dim=1)  # (N, 1 + negatives)
-    positive, hard = own[:, :1], own[:, 1:]
-
-    def row_lse(x: Tensor, y: Tensor, of_column: Tensor) -> Tensor:
-        """Over the columns that belong to other rows, (N, 1); of_column: the row that each belongs to, (M,)."""
-        groups = of_query, of_column
-        return log_normalizers(x, y, scale, groups=groups, columns=False, group=group)[0][:, None]
-
-    # Values at scale + strength, gradients at scale: the library adds the strength's part as a constant.
-    by_column = "doc_to_query" in terms.directions
-    shared = by_column and hardness.others == 0
-    of_others = scale + hardness.others
-    to_doc, to_query = log_normalizers(
-        queries, every_document, of_others, groups=(of_query, of_document), columns=shared, group=group
+    of_query = torch.arange(first, first + len(queries), device=queries.device)
+    scheme = Scheme(
+        tuple(ours for theirs, ours in DIRECTIONS.items() if theirs in terms.directions),
+        terms.partition_mode,
+        terms.hardness,
     )
-    others = _slowed(to_doc, scale / of_others)[:, None]
-    negatives = [torch.cat([others, hard + hardness.own / scale * hard.detach()], dim=1)]
-    if by_column:
-        negatives.append(row_lse(documents[0], queries, of_query) if to_query is None else to_query[:rows, None])
-    if terms.partition_mode == "per_direction":
-        losses = torch.stack([_softplus_of_sum(part - positive) for part in negatives])
-        return _mean_over_rows(losses.mean(dim=0), share)
-
-    if by_column:
-        negatives.append(positive)  # a joint sum counts the pair from both its ends
-    if "query_to_query" in terms.directions:
-        negatives.append(row_lse(queries, queries, of_query))
-    if "doc_to_doc" in terms.directions:
-        negatives.append(row_lse(documents[0], every_document, of_document))
-    return _mean_over_rows(_softplus_of_sum(torch.cat(negatives, dim=1) - positive), share)
-
-
-def _mean_over_rows(losses: Tensor, share: RowShare | None) -> Tensor:
-    """losses (N,) of own rows -> (), the mean over those of all processes."""
-    if share is None:
-        return losses.mean()
-    return summed_over(losses.sum(), share.member.group) / share.total
-
-
-def _softplus_of_sum(terms: Tensor) -> Tensor:
-    """log( 1 + sum_k exp(terms_ik) ), (N,); a row of nothing but -inf, which logsumexp cannot derive, gives 0."""
-    top = terms.detach().amax(dim=1, keepdim=True).clamp(min=0)
-    return (top + ((terms - top).exp().sum(dim=1, keepdim=True) + torch.expm1(-top)).log1p())[:, 0]
-
-
-def _rowwise(x: Tensor, y: Tensor) -> Tensor:
-    """Inner products of the rows, (N,), in the accumulation dtype."""
-    dtype = accumulation_dtype(x.dtype)
-    return (x.to(dtype) * y.to(dtype)).sum(dim=1)
-
-
-def _slowed(values: Tensor, rate: float) -> Tensor:
-    """values, with rate times their gradient."""
-    return values if rate == 1 else rate * values + (1 - rate) * values.detach()
+    return directional(
+        queries,
+        torch.cat(documents),
+        terms.scale,
+        scheme,
+        Options(hard_negatives=torch.stack(documents[1:], dim=1) if len(documents) > 1 else None),
+        Place(group),
+        positives=None,
+        groups=(of_query, of_query.repeat(len(documents))),
+        reduction="mean",
+    )

@@ -2,8 +2,18 @@
 
 from contrastile.losses.clip import ClipLoss
 from contrastile.losses.gamma import GammaContrastiveLoss
+from contrastile.losses.info_nce import DirectionalInfoNCELoss, InfoNCELoss, MatryoshkaLoss
 from contrastile.losses.nt_xent import NTXentLoss
 from contrastile.losses.robust import RobustContrastiveLoss
 from contrastile.losses.siglip import SigLipLoss
 
-__all__ = ["ClipLoss", "GammaContrastiveLoss", "NTXentLoss", "RobustContrastiveLoss", "SigLipLoss"]
+__all__ = [
+    "ClipLoss",
+    "DirectionalInfoNCELoss",
+    "GammaContrastiveLoss",
+    "InfoNCELoss",
+    "MatryoshkaLoss",
+    "NTXentLoss",
+    "RobustContrastiveLoss",
+    "SigLipLoss",
+]

@@ -1,0 +1,122 @@
+"""What a softmax over candidates may have beside its pairs of a batch, and the checks of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from contrastile.validation import (
+    EMBEDDING_DTYPES,
+    PairInputs,
+    accumulation_dtype,
+    check_number,
+    check_vector,
+)
+
+
+class Prior(NamedTuple):
+    """tau, the chance that a negative is of its row's class; numbers, or one for each row (N,)."""
+
+    log: float | Tensor  # log tau
+    log_rest: float | Tensor  # log (1 - tau)
+
+
+class SoftmaxTerms(NamedTuple):
+    hard_negatives: Tensor | None = None  # (N, K, D) each row's own, or (L, D) shared; still attached to its graph
+    label_smoothing: float = 0.0
+    prior: Prior | None = None
+
+
+class Options(NamedTuple):
+    """The same as users pass them in."""
+
+    hard_negatives: Tensor | None = None
+    label_smoothing: float = 0.0
+    prior: float | Tensor | None = None
+
+    @property
+    def given(self) -> bool:
+        return self.hard_negatives is not None or self.prior is not None or self.label_smoothing != 0
+
+    def facts(self) -> dict[str, Any]:
+        """What must be equal in all processes of a group."""
+        prior, hard = self.prior, self.hard_negatives
+        return {
+            "label_smoothing": self.label_smoothing,
+            "prior": "by row" if isinstance(prior, Tensor) and prior.dim() else prior is not None,
+            "hard_negatives": hard if not isinstance(hard, Tensor) else {2: "shared", 3: "by row"}.get(hard.dim()),
+        }
+
+    def checked(
+        self, inputs: PairInputs, *, columns: bool, group: bool, scale_name: str = "scale"
+    ) -> tuple[PairInputs, SoftmaxTerms]:
+        """Checked against the embeddings, which autocast may widen.
+
+        Args:
+            columns: a softmax over columns takes part.
+            group: rows are spread over processes.
+        """
+        inputs, hard = _check_hard_negatives(self.hard_negatives, inputs)
+        smoothing = check_number("label_smoothing", self.label_smoothing, 0, 1)
+        prior = None if self.prior is None else _check_prior(self.prior, inputs.x)
+        if prior is not None and columns and inputs.scale.dim():
+            raise ValueError(
+                f"prior with a {scale_name} of shape {tuple(inputs.scale.shape)}: over columns the floor "
+                f"exp(-{scale_name}) needs one {scale_name}"
+            )
+        if smoothing and group and inputs.row_groups is not None:
+            raise ValueError(
+                "label_smoothing with groups over a process group: the sum of a row's candidates would need those of "
+                "equal id from every process; expected groups=None, or label_smoothing=0"
+            )
+        return inputs, SoftmaxTerms(hard, smoothing, prior)
+
+
+def _check_hard_negatives(hard: Tensor | None, inputs: PairInputs) -> tuple[PairInputs, Tensor | None]:
+    if hard is None:
+        return inputs, None
+    rows, depth = inputs.x.shape
+    expected = f"expected ({rows}, K, {depth}), each row's own, or (L, {depth}), shared"
+    if not isinstance(hard, Tensor):
+        raise TypeError(f"hard_negatives is {type(hard).__name__}: {expected}")
+    if hard.dtype not in EMBEDDING_DTYPES:
+        raise TypeError(f"hard_negatives is {hard.dtype}: expected float16, bfloat16, float32 or float64")
+    if hard.dim() not in (2, 3) or hard.shape[-1] != depth or (hard.dim() == 3 and hard.shape[0] != rows):
+        raise ValueError(f"hard_negatives has shape {tuple(hard.shape)}: {expected}")
+    if hard.device != inputs.x.device:
+        raise ValueError(f"hard_negatives is on {hard.device}, the embeddings are on {inputs.x.device}")
+    if hard.dtype != inputs.x.dtype:
+        if not torch.is_autocast_enabled(inputs.x.device.type):
+            raise TypeError(
+                f"x is {inputs.x.dtype} but hard_negatives is {hard.dtype}: both need the same dtype outside autocast"
+            )
+        wider = torch.promote_types(inputs.x.dtype, hard.dtype)
+        y = None if inputs.y is None else inputs.y.to(wider)
+        inputs, hard = inputs._replace(x=inputs.x.to(wider), y=y), hard.to(wider)
+    return inputs, hard
+
+
+def _check_prior(prior: float | Tensor, like: Tensor) -> Prior:
+    if not isinstance(prior, Tensor):
+        _check_below_one(check_number("prior", prior, 0))
+        return Prior(math.log(prior) if prior > 0 else -math.inf, math.log1p(-prior))
+    if prior.dim():
+        prior = check_vector("prior", prior, like.shape[0], like)
+    elif prior.dtype.is_floating_point:
+        prior = prior.detach().to(device=like.device, dtype=accumulation_dtype(like.dtype))
+    else:
+        raise TypeError(f"prior is {prior.dtype}: expected a number or a floating-point tensor, () or ({len(like)},)")
+    if not torch.compiler.is_compiling() and like.device.type == "cpu" and not bool(((prior >= 0) & (prior < 1)).all()):
+        raise ValueError(
+            f"prior of shape {tuple(prior.shape)} holds {prior[~((prior >= 0) & (prior < 1))][0].item()}: "
+            "expected numbers from 0 to below 1"
+        )
+    return Prior(prior.log(), (-prior).log1p())
+
+
+def _check_below_one(prior: float) -> None:
+    if prior >= 1:
+        raise ValueError(f"prior is {prior}: expected a number from 0 to below 1")
