@@ -38,6 +38,13 @@ inline Float32Products float32_products(const std::string& name) {
   throw std::invalid_argument("float32 products " + name + ": expected ieee, tf32x3 or tf32");
 }
 
+inline WeightFunction weight_function(const std::string& name) {
+  if (name == "exponential") return WeightFunction::exponential;
+  if (name == "capped") return WeightFunction::capped;
+  if (name == "sigmoid") return WeightFunction::sigmoid;
+  throw std::invalid_argument("weight function " + name + ": expected exponential, capped or sigmoid");
+}
+
 inline void bind_arguments(py::module_& module) {
   using py::arg, py::kw_only;
   py::class_<Pairs>(module, "Pairs")
@@ -57,16 +64,17 @@ inline void bind_arguments(py::module_& module) {
       .def(py::init([](int first_row, int first_col, int rows, int cols) {
         return Window{first_row, first_col, rows, cols};
       }));
-  py::class_<Sums>(module, "Sums").def(py::init([](Address max, Address sum, Address mass) {
-    return Sums{pointer<float>(max), pointer<float>(sum), pointer<float>(mass)};
+  py::class_<Sums>(module, "Sums").def(py::init([](Address max, Address sum, Address mass, Address weight) {
+    return Sums{pointer<float>(max), pointer<float>(sum), pointer<float>(mass), pointer<float>(weight)};
   }));
   py::class_<Weights>(module, "Weights")
       .def(py::init([](Address row_shift, Address row_gain, Address col_shift, Address col_gain, Address positive_coeff,
-                       bool cap) {
+                       const std::string& function) {
              return Weights{pointer<float>(row_shift), pointer<float>(row_gain),       pointer<float>(col_shift),
-                            pointer<float>(col_gain),  pointer<float>(positive_coeff), cap};
+                            pointer<float>(col_gain),  pointer<float>(positive_coeff), weight_function(function)};
            }),
-           arg("row_shift"), arg("row_gain"), arg("col_shift"), arg("col_gain"), arg("positive_coeff"), arg("cap"));
+           arg("row_shift"), arg("row_gain"), arg("col_shift"), arg("col_gain"), arg("positive_coeff"),
+           arg("function"));
   py::class_<Strip>(module, "Strip").def(py::init([](Address coefficients, bool is_float32, std::int64_t stride,
                                                      Address factor, Address rows) {
     return Strip{pointer<void>(coefficients), is_float32, stride, pointer<float>(factor), pointer<bool>(rows)};

@@ -22,7 +22,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contrastile import backends
-from contrastile.pairs import WeightFunction
 from torch import Tensor
 
 # With TRITON_INTERPRET=1 a run is about the Triton kernels alone; test_triton_interpreter.py starts it.
@@ -30,10 +29,6 @@ INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 # Those that run on CPU tensors. Compiled, the kernels for GPUs take tensors on a device alone: test_on_device.py.
 ON_PROCESSORS = ("triton",) if INTERPRETING else ("cpu", "eager")
 BACKENDS_HERE = [name for name in ON_PROCESSORS if backends.available()[name] is None]
-
-WITH_SIGMOIDS = [
-    name for name in BACKENDS_HERE if WeightFunction.SIGMOID in backends.FUNCTIONS.get(name, WeightFunction)
-]
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 

@@ -7,17 +7,31 @@ shared memory fails a test, whatever the numbers are.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import dense_sweeps
 import pytest
+import test_siglip as siglip
 import torch
 from contrastile.backends.cuda import CudaBackend
 from contrastile.backends.cuda_launches import CudaKernels, CudaSweep
 from contrastile.backends.tiled.rows import RowSums
-from contrastile.pairs import GradNeeds, PairProblem, SoftmaxWeights
+from contrastile.pairs import GivenWeights, GradNeeds, PairProblem, SoftmaxWeights
 from cuda_host import build as host
 from cuda_host import kernels
-from dense_sweeps import BOTH, CAPPED, EXPONENTIAL, PROBLEMS, assert_finished, given_weights, two_towers
+from dense_sweeps import (
+    BOTH,
+    CAPPED,
+    DIRECTIONS,
+    EXPONENTIAL,
+    PROBLEMS,
+    SIGMOID,
+    assert_finished,
+    assert_sweep,
+    given_weights,
+    grad_results,
+    two_towers,
+)
 from support import Shape, small_workspace
 from test_pair_sweeps import *  # noqa: F403
 from test_pair_sweeps import ALL_NEEDS, NARROW
@@ -59,11 +73,63 @@ def problem(request) -> PairProblem:
     return PROBLEMS[name](dtype)
 
 
+# The sweep of the sigmoid loss
+
+# With and without masks and positives, odd, triangular, by row scales; the largest take too long here.
+SIGMOIDS = ["groups", "not-injective", "self-offset-negative", "self-triangular-258", "per-row-scale", "lonely-rows"]
+
+test_sigmoids_in_a_small_workspace_change_nothing_but_rounding = (
+    siglip.test_a_small_workspace_changes_nothing_but_rounding
+)
+test_sigmoids_of_large_logits_are_as_exact_as_dense = siglip.test_regimes_are_as_exact_as_dense
+test_nan_reaches_exactly_the_sigmoids_it_affects = siglip.test_nan_reaches_exactly_the_results_it_affects
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float32) for name in SIGMOIDS),
+        *((name, dtype) for name in NARROW for dtype in (torch.float16, torch.bfloat16)),
+    ],
+    ids=str,
+)
+def test_sigmoid_weights_are_as_exact_as_dense(backend, name, dtype):
+    siglip.test_sigmoid_weights_are_as_exact_as_dense(backend, name, dtype)
+
+
+@pytest.mark.parametrize("name", ["groups-and-self", "tall-no-positives", "groups"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_sigmoid_gradients_without_atomic_additions_are_as_exact_as_dense(backend, deterministic, dtype, name):
+    problem = PROBLEMS[name](dtype)
+    for direction in DIRECTIONS:
+        weights = given_weights(problem, **direction, function=SIGMOID)
+        needs = GradNeeds(dx=True, dy=True, moment=True, row_weight=direction["rows"])
+        ours = grad_results(backend.pair_grad(problem, weights, needs), False)
+        assert_sweep(problem, ours, lambda dense, weights=weights: dense.given(weights))
+
+
+def test_sigmoid_and_softplus_keep_their_digits_however_small(backend):
+    """Beside 4 units in the last place, what rounded log2(e) and t log2(e) cost an exponential: 0.61 |t| of them."""
+    most = -math.log(torch.finfo(torch.float32).smallest_normal) - 1
+    logits = torch.cat([torch.linspace(-most, most, 2001), torch.linspace(-3, 3, 2001), torch.tensor([-1e4, 1e4])])
+    problem = PairProblem(logits[:, None], torch.ones(1, 1), torch.ones_like(logits))
+    weights = GivenWeights(torch.zeros_like(logits), torch.ones_like(logits), None, None, None, SIGMOID)
+    grads = backend.pair_grad(problem, weights, GradNeeds(dx=False, dy=False, row_weight=True))
+    wide = logits.double()
+    units = torch.finfo(torch.float32).eps * (4 + 0.625 * wide.abs())
+    for name, ours, truth in (
+        ("sigmoid", grads.row_weight, torch.sigmoid(wide)),
+        ("softplus", grads.row_mass, torch.logaddexp(wide, torch.zeros_like(wide))),
+    ):
+        assert (ours.double() - truth).abs().le(units * truth).all(), name
+
+
 # What a processor can tell of kernels beside their results
 
 
+@pytest.mark.parametrize("function", [CAPPED, SIGMOID], ids=["cap", "sigmoid"])
 @pytest.mark.parametrize("name", ["plain", "groups-and-self", "deep"])
-def test_schedules_change_no_bit(native, deterministic, name):
+def test_schedules_change_no_bit(native, deterministic, name, function):
     """Blocks in any order, threads interleaved at random: without atomic additions every sum has one order."""
     problem = PROBLEMS[name](torch.bfloat16)
     backend = CudaBackend(CudaKernels(native))
@@ -74,7 +140,7 @@ def test_schedules_change_no_bit(native, deterministic, name):
         *({"blocks": "random", "random_threads": True, "seed": s} for s in (1, 2)),
     ):
         kernels.configure(native, **schedule)
-        grads = backend.pair_grad(problem, given_weights(problem, **BOTH, function=CAPPED), ALL_NEEDS)
+        grads = backend.pair_grad(problem, given_weights(problem, **BOTH, function=function), ALL_NEEDS)
         found.append([grads.dx, grads.dy, grads.row_moment, grads.row_mass, grads.stats.row_sum, grads.stats.col_sum])
     for others in found[1:]:
         assert all(torch.equal(ours, first) for ours, first in zip(others, found[0], strict=True))
@@ -88,8 +154,14 @@ def test_shared_memory_is_free_of_conflicts_and_of_what_nobody_wrote(native, dty
     backend = CudaBackend(CudaKernels(native))
     for run in (
         lambda: backend.pair_stats(problem, columns=True),
-        lambda: backend.pair_grad(
-            problem, given_weights(problem, **BOTH, function=EXPONENTIAL), GradNeeds(dx=True, dy=True)
+        *(
+            partial(
+                backend.pair_grad,
+                problem,
+                given_weights(problem, **BOTH, function=function),
+                GradNeeds(dx=True, dy=True, row_weight=function is SIGMOID),
+            )
+            for function in (EXPONENTIAL, SIGMOID)
         ),
     ):
         native.reset_totals()

@@ -34,12 +34,14 @@ WALKS = {"fused": "false, true", "fused anchors": "false, false", "fused candida
 def launches(source: str) -> Iterator[tuple[str, str, str]]:
     """Kernel as in the document, and the threads and bytes of shared memory that the source starts it with."""
     if source in ("statistics", "coefficients", "positives"):
-        for kind, product in PRODUCTS.items():
-            yield f"{source} {kind}", f"SumsTile<{product}>::threads", f"shared_bytes<SumsTile<{product}>>"
+        kernels = [source, "coefficients sigmoid"] if source == "coefficients" else [source]
+        for name, (kind, product) in itertools.product(kernels, PRODUCTS.items()):
+            yield f"{name} {kind}", f"SumsTile<{product}>::threads", f"shared_bytes<SumsTile<{product}>>"
     if source == "gradient":
-        for depth, (form, walk) in itertools.product((64, 128), WALKS.items()):
+        kernels = [("gradient", 64), ("gradient", 128), ("gradient sigmoid", 128)]
+        for (name, depth), (form, walk) in itertools.product(kernels, WALKS.items()):
             kernel = f"Walk<FusedTile<{PRODUCTS['16 bits']}, {depth}>, {depth}, {walk}>"
-            yield f"gradient {form}, D <= {depth}", f"{kernel}::Tile::threads", f"{kernel}::shared_bytes"
+            yield f"{name} {form}, D <= {depth}", f"{kernel}::Tile::threads", f"{kernel}::shared_bytes"
     if source == "merge":
         yield "merge", "merge_threads", "0"
     if source == "rows":
@@ -64,10 +66,11 @@ def described() -> tuple[str, dict[str, list[int]]]:
 def name_of(kernel: CudaKernel) -> str:
     # fp16 and bf16 have the same instructions, but for the conversions of the last pass over rows.
     kind = "16 bits" if kernel.dtype in ("bf16", "fp16") and kernel.name != "rows" else kernel.dtype
+    name = f"{kernel.name} sigmoid" if kernel.is_sigmoid else kernel.name
     if kernel.depth:
-        return f"{kernel.name} {kernel.form}, D <= {kernel.depth}"
+        return f"{name} {kernel.form}, D <= {kernel.depth}"
     into = {"rounded": f"into {kernel.dtype}", "float32": "into fp32"}.get(kernel.form, "")
-    return " ".join(filter(None, [kernel.name, kind, into]))
+    return " ".join(filter(None, [name, kind, into]))
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +108,7 @@ def test_the_module_has_every_kernel_for_every_chip_and_portable_code(kernels, c
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", CUDA_TARGETS)
-def test_kernels_keep_nothing_in_local_memory_and_load_operands_as_meant(target, kernels):
+def test_kernels_keep_nothing_in_local_memory_and_use_the_instructions_that_are_meant(target, kernels):
     of_target = [kernel for kernel in kernels if kernel.compiled.target == target]
     assert [f"{kernel}: {fault}" for kernel in of_target for fault in cuda.faults_of(kernel)] == []
 

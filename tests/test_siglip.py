@@ -1,4 +1,4 @@
-"""The sigmoid loss of every backend that has it, and its sweep, against float64 truth; the rest of its behaviour."""
+"""The sigmoid loss of every backend, and its sweep, against float64 truth; the rest of its behaviour."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from contrastile import autograd, backends, reference
-from contrastile.pairs import GivenWeights, GradNeeds, PairProblem, WeightFunction
+from contrastile.pairs import GivenWeights, GradNeeds, PairProblem
 from contrastile.validation import check_pairs
 from contrastile.version import __version__
 from dense_sweeps import (
@@ -26,10 +26,10 @@ from dense_sweeps import (
     stats_results,
 )
 from support import (
+    BACKENDS_HERE,
     DTYPES,
     INTERPRETING,
     ODD_SHAPES,
-    WITH_SIGMOIDS,
     Shape,
     accumulation,
     assert_as_exact_as_dense,
@@ -52,7 +52,7 @@ CASES += [(name, dtype) for name in NARROW for dtype in (torch.float64, torch.fl
 ULPS = 2.5  # of sigmoids and softplus, relative; truth in float64 has a share of it
 MASKS = ["plain", "positives", "groups", "both"]
 
-pytestmark = pytest.mark.parametrize("backend", WITH_SIGMOIDS)
+pytestmark = pytest.mark.parametrize("backend", BACKENDS_HERE)
 
 
 def inputs_of(shape: Shape, dtype: torch.dtype = torch.float32, scale: float = 20.0, bias: float = -8.0):
@@ -354,16 +354,6 @@ REFUSALS = [
 def test_bad_input_is_refused_by_name(backend, changes, error, message):
     with pytest.raises(error, match=message):
         ct.siglip(**inputs_of(Shape(24, 24, 7)) | {"backend": backend} | changes)
-
-
-def test_a_backend_without_sigmoids_refuses_if_named_and_is_passed_over_if_not(backend, monkeypatch):
-    monkeypatch.setitem(backends.FUNCTIONS, backend, (WeightFunction.EXPONENTIAL,))
-    inputs = inputs_of(Shape(24, 24, 7))
-    with pytest.raises(RuntimeError, match=rf"backend '{backend}' has no sigmoid weights: expected one of "):
-        ct.siglip(**inputs, backend=backend)
-    others = [name for name in WITH_SIGMOIDS if name != backend]
-    if not INTERPRETING and others:
-        assert backends.resolve(None, "cpu", torch.float32, WeightFunction.SIGMOID) in others
 
 
 def test_one_pair_alone_has_the_loss_of_its_positive(backend):

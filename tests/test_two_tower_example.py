@@ -18,11 +18,12 @@ if missing := [name for name in PACKAGES if importlib.util.find_spec(name) is No
 
 from contrastile.demo.data import drawings, family_of, is_held_out  # noqa: E402
 
-from examples.two_tower import captions, corpus, groups, measures, report, runs  # noqa: E402
+from examples.common.embedded import Embedded  # noqa: E402
+from examples.common.intervals import interval  # noqa: E402
+from examples.two_tower import captions, corpus, groups, measures, runs  # noqa: E402
 from examples.two_tower.__main__ import SHORT_KEEPS_ONE_IN, main  # noqa: E402
 from examples.two_tower.images import jittered  # noqa: E402
 from examples.two_tower.objectives import STRUCTURE_WEIGHT, STRUCTURES, Objective  # noqa: E402
-from examples.two_tower.towers import Embedded  # noqa: E402
 from examples.two_tower.train import Run, Settings, perform, train  # noqa: E402
 
 KEEP_ONE_IN = SHORT_KEEPS_ONE_IN
@@ -192,8 +193,8 @@ def test_examples_of_a_group_are_of_different_families():
 
 
 def test_intervals_are_those_of_student():
-    assert report.interval([0.5]) == (0.5, 0.0)
-    centre, half = report.interval([0.4, 0.5, 0.9])
+    assert interval([0.5]) == (0.5, 0.0)
+    centre, half = interval([0.4, 0.5, 0.9])
     assert centre == pytest.approx(0.6)
     assert half == pytest.approx(4.303 * 0.07**0.5 / 3**0.5, rel=2e-3)  # 97.5 % of t with two degrees of freedom
 

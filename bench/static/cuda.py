@@ -33,6 +33,7 @@ _PRODUCTS = {"4bf16": "bf16", "3f16": "fp16", "ProductsE1": "tf32x3", "ProductsE
 _KERNEL = re.compile(r"\d(statistics|coefficients|gradient|positives|merge|finish_rows|rows)_kernel")
 _TILE = re.compile(r"4TileI.*?Li(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)EE")
 _WALK = re.compile(r"Li(\d+)ELb(\d)ELb(\d)E")
+_SIGMOID = "FamilyE1E"
 _UNROUNDED = re.compile(r"finish_rows_kernelI(?:N\w+?E|f)fE")
 _SECTION = re.compile(r"\.section\s+\.text\.(\S+?),")
 _VERSION = re.compile(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)")
@@ -46,6 +47,7 @@ class CudaKernel:
     dtype: str  # of products, or of a gradient: bf16, fp16, tf32, tf32x3 or fp32; empty: there is but one
     depth: int  # most features of the gradient kernel; 0: any number
     form: str  # of the gradient kernel: fused, fused anchors, fused candidates; of rows: rounded or float32
+    is_sigmoid: bool  # weights by sigmoids, not by exponentials
     rows: int  # of a tile; 0: there is none
     cols: int
     stages: int
@@ -54,7 +56,8 @@ class CudaKernel:
 
     @property
     def sweep(self) -> str:
-        return {"coefficients": "gradient", "gradient": self.form}.get(self.name, self.name)
+        sweep = {"coefficients": "gradient", "gradient": self.form}.get(self.name, self.name)
+        return f"{sweep} sigmoid" if self.is_sigmoid else sweep
 
     @property
     def threads(self) -> int:
@@ -62,7 +65,8 @@ class CudaKernel:
 
     def __str__(self) -> str:
         depth = f" D<={self.depth}" if self.depth else ""
-        return " ".join(filter(None, [self.compiled.target, self.name, self.form, self.dtype])) + depth
+        weights = "sigmoid" if self.is_sigmoid else ""
+        return " ".join(filter(None, [self.compiled.target, self.name, weights, self.form, self.dtype])) + depth
 
 
 @cache
@@ -117,7 +121,7 @@ def _kernel_of(mangled: str, text: str, target: str, registers: int, version: st
         results=_RESULTS.get(name, ("STG.",)),
         recomputes=bool(tile),
     )
-    return CudaKernel(name, dtype, depth, form, rows, cols, stages, compiled, version)
+    return CudaKernel(name, dtype, depth, form, _SIGMOID in mangled, rows, cols, stages, compiled, version)
 
 
 def faults_of(kernel: CudaKernel) -> list[str]:
@@ -128,10 +132,23 @@ def faults_of(kernel: CudaKernel) -> list[str]:
     wanted = ["LDGSTS"] if kernel.rows else []
     wanted += ["HMMA", "LDSM"] if kernel.rows and kernel.dtype != "fp32" else []
     faults += [f"no {name}" for name in wanted if not re.search(rf"\b{name}\b", text)]
+    faults += _few_by_special_unit(kernel)
     if kernel.compiled.registers > limits.registers_a_thread:
         faults.append(f"{kernel.compiled.registers} registers a thread, of {limits.registers_a_thread}")
     if not blocks_of(kernel):
         faults.append("not one block fits on a multiprocessor")
+    return faults
+
+
+def _few_by_special_unit(kernel: CudaKernel) -> list[str]:
+    """An exponential a pair, of sigmoids one for each of two terms and a reciprocal: fewer are computed a slow way."""
+    if kernel.name not in ("statistics", "coefficients", "gradient"):
+        return []
+    terms = kernel.rows * kernel.cols // kernel.threads * (2 if kernel.is_sigmoid else 1)
+    text, faults = kernel.compiled.assembly, []
+    for name in ("EX2", "RCP") if kernel.is_sigmoid else ("EX2",):
+        found = len(re.findall(rf"\bMUFU\.{name}\b", text))
+        faults += [f"{found} MUFU.{name} a thread, expected {terms}"] if found < terms else []
     return faults
 
 

@@ -35,20 +35,28 @@ struct Window {
 
 // Sums of exponentials, by row or by column: one line for each tile on the way.
 struct Sums {
-  float* max;   // (tiles, length): a shift, the largest logit or a number near it
-  float* sum;   // (tiles, length): sum of exp(logit - shift)
-  float* mass;  // (tiles, length): sum of phi
+  float* max;     // (tiles, length): a shift, the largest logit or a number near it
+  float* sum;     // (tiles, length): sum of exp(logit - shift)
+  float* mass;    // (tiles, length): sum of phi
+  float* weight;  // (tiles, length): sum of f; of sigmoids, by row alone
 };
 
-// Coefficients C_ij = row_gain_i f(s_ij - row_shift_i) + col_gain_j f(s_ij - col_shift_j) of negatives, f = exp or with
-// the cap min(exp, 1); the given value at positives; 0 at masked pairs. A direction without a shift is absent.
+// f of a coefficient gain * f(s - shift), and phi, whose derivative it is.
+enum class WeightFunction {
+  exponential,  // f = phi = exp
+  capped,       // f = min(exp, 1), phi(t) = exp(t) below 0 and 1 + t above
+  sigmoid,      // f(t) = 1 / (1 + exp(-t)), phi(t) = log(1 + exp(t))
+};
+
+// Coefficients C_ij = row_gain_i f(s_ij - row_shift_i) + col_gain_j f(s_ij - col_shift_j) of negatives; the given value
+// at positives; 0 at masked pairs. A direction without a shift is absent.
 struct Weights {
   const float* row_shift;       // (N,)
   const float* row_gain;        // (N,)
   const float* col_shift;       // (M,)
   const float* col_gain;        // (M,)
   const float* positive_coeff;  // (N,)
-  bool cap;
+  WeightFunction function;
 };
 
 // Where coefficients go, in the embeddings' type or float32: `stride` elements from a row of the window to the next.

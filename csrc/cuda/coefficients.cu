@@ -2,8 +2,8 @@
 //
 //   reads   X and Y once per tile column and tile row, mostly from the L2 cache in the grouped order of tiles
 //   writes  scale_i * C_ij, 2 bytes a pair (4 for float32), into a strip that two matrix products then read;
-//           12 bytes at most of sums for a tile's side and direction
-//   work    one product, 2 N M D flop; one exponential a pair
+//           16 bytes at most of sums for a tile's side and direction
+//   work    one product, 2 N M D flop; one exponential a pair, of sigmoids a reciprocal and a polynomial more
 //   takes   registers and shared memory of each chip: docs/cuda.md
 //   bound   matrix pipe for D > 128; multiply-adds for exact products of float32
 #include "coefficients.h"
@@ -58,7 +58,7 @@ __device__ void store_float32(const Strip& strip, const Values<Tile>& coefficien
     }
 }
 
-template <class Tile>
+template <class Tile, Family family>
 __global__ void __launch_bounds__(Tile::threads, 1)
     coefficients_kernel(const __grid_constant__ CoefficientArguments arguments, const __grid_constant__ Strip strip) {
   const Place<Tile> place;
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(Tile::threads, 1)
     multiply_by_scale(values, arguments.pairs, origin, place);
     return values;
   };
-  const auto coefficients = Coefficients<Tile>{arguments, origin, place, exchange}.of(logits);
+  const auto coefficients = Coefficients<Tile, family>{arguments, origin, place, exchange}.of(logits);
   if (!strip.coefficients) return;
   if constexpr (sizeof(typename Tile::Element) == 2) {
     if (!strip.is_float32) return store_16_bit(strip, coefficients, arguments.window, origin, place, shared);
@@ -84,10 +84,12 @@ __global__ void __launch_bounds__(Tile::threads, 1)
 
 void launch_coefficients(const Pairs& pairs, const Window& window, const Weights& weights, const Strip& strip,
                          const Sums& row_sums, const Sums& col_sums, Stream stream) {
+  const CoefficientArguments arguments{pairs, window, weights, strip.factor, row_sums, col_sums};
   with_sums_tile(pairs, [&]<class Tile>(Tile) {
-    launch<coefficients_kernel<Tile>>(
-        "coefficients", tiles_of<Tile>(window), Tile::threads, shared_bytes<Tile>, stream,
-        CoefficientArguments{pairs, window, weights, strip.factor, row_sums, col_sums}, strip);
+    with_family(weights, [&]<Family family>(FamilyOf<family>) {
+      launch<coefficients_kernel<Tile, family>>("coefficients", tiles_of<Tile>(window), Tile::threads,
+                                                shared_bytes<Tile>, stream, arguments, strip);
+    });
   });
 }
 

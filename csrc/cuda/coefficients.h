@@ -4,7 +4,12 @@
 // all of the tile's row and column shifts. That is exact while these lie within 80 of each other, no sum underflows and
 // no pair is capped; the sums themselves tell. Otherwise the tile takes one exponential for each term and sum. The cap
 // needs no comparison by pair either: where a row's exponentials add up to 1 at most, none is above 1.
+//
+// Sigmoids of rows and columns have nothing in common: each term takes an exponential, a reciprocal and a polynomial,
+// at any magnitude. They have kernels of their own, for in one with exponentials these would have to share registers.
 #pragma once
+
+#include <type_traits>
 
 #include "arguments.h"
 #include "negatives.h"
@@ -13,6 +18,18 @@ namespace contrastile::cuda {
 
 constexpr float widest_spread = 80;  // of shifts: factors within exp(40) either way
 constexpr float largest_mass = 0x1p100f;
+
+// Of weight functions: kernels of one look at the cap as they run.
+enum class Family { exponentials, sigmoids };
+
+template <Family family>
+using FamilyOf = std::integral_constant<Family, family>;
+
+template <class Function>
+void with_family(const Weights& weights, Function function) {
+  if (weights.function == WeightFunction::sigmoid) return function(FamilyOf<Family::sigmoids>{});
+  return function(FamilyOf<Family::exponentials>{});
+}
 
 struct CoefficientArguments {
   Pairs pairs;
@@ -52,13 +69,29 @@ __device__ inline Weighed weigh(float above, bool cap) {
   return {weight, weight};
 }
 
+// log(1 + t) for t from 0 to 1, within 2 units in the last place: t times a Chebyshev fit of log(1 + t) / t.
+__device__ inline float log1p_of_fraction(float t) {
+  constexpr float fit[] = {-0.0031760570f, 0.0195425265f,  -0.0563736109f, 0.1054362357f,  -0.1526966691f,
+                           0.1966327429f,  -0.2495161593f, 0.3332971036f,  -0.4999989271f, 1.0f};
+  float value = fit[0];
+#pragma unroll
+  for (int k = 1; k < 10; ++k) value = value * t + fit[k];
+  return value * t;
+}
+
+// Sigmoid and softplus from one exponential of -|t|, each to its last digits however small. A NaN stays one.
+__device__ inline Weighed weigh_by_sigmoid(float t) {
+  const float below = exponential(-fabsf(t)), above_zero = device::rcp_approx(1 + below);
+  return {t > 0 ? above_zero : below * above_zero, fmaxf(t, 0) + log1p_of_fraction(below)};
+}
+
 template <class Tile>
 struct TileSums {
   RowValues<Tile> row_max, row_sum, row_mass;
   ColValues<Tile> col_max, col_sum, col_mass;
 };
 
-template <class Tile>
+template <class Tile, Family family>
 struct Coefficients {
   const CoefficientArguments& arguments;
   const Origin& origin;
@@ -72,6 +105,26 @@ struct Coefficients {
   template <class Logits>
   __device__ Values<Tile> of(Logits logits) const {
     Values<Tile> coefficients = negatives_of(logits);
+    if constexpr (family == Family::sigmoids)
+      weigh_by_sigmoids(coefficients);
+    else
+      weigh_by_exponentials(coefficients, logits);
+    set_positives(coefficients);
+    multiply_by_factor(coefficients);
+    return coefficients;
+  }
+
+ private:
+  __device__ int row_at(int r) const { return origin.row + place.row(r); }
+  __device__ int col_at(int c) const { return origin.col + place.col(c); }
+
+  __device__ Term row_term(int r) const { return term_at(weights.row_shift, weights.row_gain, row_at(r), pairs.rows); }
+  __device__ Term col_term(int c) const { return term_at(weights.col_shift, weights.col_gain, col_at(c), pairs.cols); }
+
+  __device__ bool is_capped() const { return weights.function == WeightFunction::capped; }
+
+  template <class Logits>
+  __device__ void weigh_by_exponentials(Values<Tile>& coefficients, Logits logits) const {
     Spread spread;
 #pragma unroll
     for (int r = 0; r < Tile::thread_rows; ++r)
@@ -108,21 +161,11 @@ struct Coefficients {
       weigh_by_own_shifts(coefficients);
     }
     if (wants_sums()) store_sums(sums);
-    set_positives(coefficients);
-    multiply_by_factor(coefficients);
-    return coefficients;
   }
-
- private:
-  __device__ int row_at(int r) const { return origin.row + place.row(r); }
-  __device__ int col_at(int c) const { return origin.col + place.col(c); }
-
-  __device__ Term row_term(int r) const { return term_at(weights.row_shift, weights.row_gain, row_at(r), pairs.rows); }
-  __device__ Term col_term(int c) const { return term_at(weights.col_shift, weights.col_gain, col_at(c), pairs.cols); }
 
   __device__ bool wants_sums() const {
     const Sums &rows = arguments.row_sums, &cols = arguments.col_sums;
-    return weights.cap || rows.max || rows.mass || cols.max || cols.mass;
+    return is_capped() || rows.max || rows.mass || cols.max || cols.mass;
   }
 
   __device__ void add_up(const Values<Tile>& exponentials, float middle, const float (&row_factor)[Tile::thread_rows],
@@ -146,7 +189,7 @@ struct Coefficients {
     bool exact = true;
     if (arguments.row_sums.max) exact = exact && are_exact(sums.row_sum, pairs, origin, place);
     if (arguments.col_sums.max) exact = exact && are_exact(sums.col_sum, pairs, origin, place);
-    const float largest = weights.cap ? 1 : largest_mass;
+    const float largest = is_capped() ? 1 : largest_mass;
 #pragma unroll
     for (int r = 0; r < Tile::thread_rows; ++r)
       exact = exact && (row_at(r) >= pairs.rows || sums.row_mass.of[r] <= largest);
@@ -161,8 +204,8 @@ struct Coefficients {
     fill(sums.row_mass, 0);
     fill(sums.col_mass, 0);
     negatives.for_each([&](int r, int c, float logit) {
-      if (weights.row_shift) sums.row_mass.of[r] += weigh(logit - row_term(r).shift, weights.cap).mass;
-      if (weights.col_shift) sums.col_mass.of[c] += weigh(logit - col_term(c).shift, weights.cap).mass;
+      if (weights.row_shift) sums.row_mass.of[r] += weigh(logit - row_term(r).shift, is_capped()).mass;
+      if (weights.col_shift) sums.col_mass.of[c] += weigh(logit - col_term(c).shift, is_capped()).mass;
     });
     combine_rows_and_cols<Add>(sums.row_mass, sums.col_mass, place, exchange);
     if (arguments.row_sums.max || arguments.col_sums.max)
@@ -172,9 +215,55 @@ struct Coefficients {
     values.for_each([&](int r, int c, float& value) {
       const float logit = value;
       value = 0;
-      if (weights.row_shift) value += weigh(logit - row_term(r).shift, weights.cap).weight * row_term(r).gain;
-      if (weights.col_shift) value += weigh(logit - col_term(c).shift, weights.cap).weight * col_term(c).gain;
+      if (weights.row_shift) value += weigh(logit - row_term(r).shift, is_capped()).weight * row_term(r).gain;
+      if (weights.col_shift) value += weigh(logit - col_term(c).shift, is_capped()).weight * col_term(c).gain;
     });
+  }
+
+  // A row at a time, so that the logits of no other wait for the second term.
+  __device__ void weigh_by_sigmoids(Values<Tile>& values) const {
+    const Sums &rows = arguments.row_sums, &cols = arguments.col_sums;
+    TileSums<Tile> sums;
+    RowValues<Tile> row_weight;
+    if (rows.max || cols.max)
+      sums_by_own_maxima(values, place, exchange, sums.row_max, sums.row_sum, sums.col_max, sums.col_sum);
+    fill(sums.row_mass, 0);
+    fill(sums.col_mass, 0);
+    fill(row_weight, 0);
+#pragma unroll
+    for (int r = 0; r < Tile::thread_rows; ++r) {
+      float(&of_row)[Tile::thread_cols] = values.at[r];
+      float logits[Tile::thread_cols];
+#pragma unroll
+      for (int c = 0; c < Tile::thread_cols; ++c) {
+        logits[c] = of_row[c];
+        of_row[c] = 0;
+      }
+      if (weights.row_shift) {
+        const Term term = row_term(r);
+#pragma unroll
+        for (int c = 0; c < Tile::thread_cols; ++c) {
+          const Weighed found = weigh_by_sigmoid(logits[c] - term.shift);
+          row_weight.of[r] += found.weight;
+          sums.row_mass.of[r] += found.mass;
+          of_row[c] = found.weight * term.gain;
+        }
+      }
+      if (weights.col_shift) {
+#pragma unroll
+        for (int c = 0; c < Tile::thread_cols; ++c) {
+          const Weighed found = weigh_by_sigmoid(logits[c] - col_term(c).shift);
+          sums.col_mass.of[c] += found.mass;
+          of_row[c] += found.weight * col_term(c).gain;
+        }
+      }
+    }
+    if (rows.mass || cols.mass) combine_rows_and_cols<Add>(sums.row_mass, sums.col_mass, place, exchange);
+    store_sums(sums);
+    if (rows.weight) {
+      combine_rows<Add>(row_weight, place, exchange);
+      store(rows.weight, row_weight, arguments.window, origin, place);
+    }
   }
 
   template <class Logits>

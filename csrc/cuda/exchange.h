@@ -13,16 +13,43 @@ struct Exchange {
   float cols[Tile::warps_down][Tile::block_cols];
 };
 
-// Every thread gets the combination over all columns for its rows, and over all rows for its columns.
+// What a warp has of every row, for the others.
 template <class Combine, class Tile>
-__device__ void combine_rows_and_cols(RowValues<Tile>& rows, ColValues<Tile>& cols, const Place<Tile>& place,
-                                      Exchange<Tile>* exchange) {
+__device__ void leave_rows(RowValues<Tile>& rows, const Place<Tile>& place, Exchange<Tile>* exchange) {
   const Combine combine{};
 #pragma unroll
   for (int r = 0; r < Tile::thread_rows; ++r) {
     for (int lanes = 1; lanes < 4; lanes *= 2) rows.of[r] = combine(rows.of[r], device::shuffle_xor(rows.of[r], lanes));
     if (device::lane_id() % 4 == 0) device::store_shared(&exchange->rows[place.across][place.row(r)], rows.of[r]);
   }
+}
+
+template <class Combine, class Tile>
+__device__ void take_rows(RowValues<Tile>& rows, const Place<Tile>& place, Exchange<Tile>* exchange) {
+  const Combine combine{};
+#pragma unroll
+  for (int r = 0; r < Tile::thread_rows; ++r) {
+    rows.of[r] = Combine::nothing;
+    for (int w = 0; w < Tile::warps_across; ++w)
+      rows.of[r] = combine(rows.of[r], device::load_shared(&exchange->rows[w][place.row(r)]));
+  }
+}
+
+// Every thread gets the combination over all columns for its rows.
+template <class Combine, class Tile>
+__device__ void combine_rows(RowValues<Tile>& rows, const Place<Tile>& place, Exchange<Tile>* exchange) {
+  leave_rows<Combine>(rows, place, exchange);
+  device::block_barrier();
+  take_rows<Combine>(rows, place, exchange);
+  device::block_barrier();
+}
+
+// Likewise, and over all rows for its columns.
+template <class Combine, class Tile>
+__device__ void combine_rows_and_cols(RowValues<Tile>& rows, ColValues<Tile>& cols, const Place<Tile>& place,
+                                      Exchange<Tile>* exchange) {
+  const Combine combine{};
+  leave_rows<Combine>(rows, place, exchange);
 #pragma unroll
   for (int c = 0; c < Tile::thread_cols; ++c) {
     for (int lanes = 4; lanes < warp_size; lanes *= 2)
@@ -30,12 +57,7 @@ __device__ void combine_rows_and_cols(RowValues<Tile>& rows, ColValues<Tile>& co
     if (device::lane_id() < 4) device::store_shared(&exchange->cols[place.down][place.col(c)], cols.of[c]);
   }
   device::block_barrier();
-#pragma unroll
-  for (int r = 0; r < Tile::thread_rows; ++r) {
-    rows.of[r] = Combine::nothing;
-    for (int w = 0; w < Tile::warps_across; ++w)
-      rows.of[r] = combine(rows.of[r], device::load_shared(&exchange->rows[w][place.row(r)]));
-  }
+  take_rows<Combine>(rows, place, exchange);
 #pragma unroll
   for (int c = 0; c < Tile::thread_cols; ++c) {
     cols.of[c] = Combine::nothing;

@@ -91,7 +91,7 @@ __device__ void for_each_pair_of_features(const Gradient<Tile, Features>& gradie
     }
 }
 
-template <class Walk>
+template <class Walk, Family family>
 __global__ void __launch_bounds__(Walk::Tile::threads, 1)
     gradient_kernel(const __grid_constant__ CoefficientArguments arguments,
                     const __grid_constant__ Gradients gradients) {
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(Walk::Tile::threads, 1)
       multiply_by_scale(values, pairs, origin, place);
       return values;
     };
-    store_panel(coefficients, Coefficients<Tile>{arguments, origin, place, exchange}.of(logits), place);
+    store_panel(coefficients, Coefficients<Tile, family>{arguments, origin, place, exchange}.of(logits), place);
     device::block_barrier();
 
     add_gradient<Walk::owns_candidates>(owned, place, coefficients, walked, first_feature);
@@ -190,20 +190,25 @@ void launch_gradient(const Pairs& pairs, const Window& window, const Weights& we
                      const Sums& row_sums, const Sums& col_sums, Stream stream) {
   const bool owns_candidates = !gradients.anchors;
   const CoefficientArguments arguments{pairs, window, weights, gradients.factor, row_sums, col_sums};
-  const auto start = [&]<class Walk>(Walk) {
+  const auto start = [&]<class Walk, Family family>(Walk, FamilyOf<family>) {
     const int blocks = ceil_div(owns_candidates ? window.cols : window.rows, Walk::side);
-    launch<gradient_kernel<Walk>>("gradient", blocks, Walk::Tile::threads, Walk::shared_bytes, stream, arguments,
-                                  gradients);
+    launch<gradient_kernel<Walk, family>>("gradient", blocks, Walk::Tile::threads, Walk::shared_bytes, stream,
+                                          arguments, gradients);
   };
-  const auto of_depth = [&]<class Product, int Depth>(Product, std::integral_constant<int, Depth>) {
+  const auto of_depth = [&]<class Product, int Depth>(Product, std::integral_constant<int, Depth>, auto family) {
     using Shape = FusedTile<Product, Depth>;
-    if (owns_candidates) return start(Walk<Shape, Depth, true, false>{});
-    if (!gradients.candidates) return start(Walk<Shape, Depth, false, false>{});
-    return start(Walk<Shape, Depth, false, true>{});
+    if (owns_candidates) return start(Walk<Shape, Depth, true, false>{}, family);
+    if (!gradients.candidates) return start(Walk<Shape, Depth, false, false>{}, family);
+    return start(Walk<Shape, Depth, false, true>{}, family);
   };
+  constexpr std::integral_constant<int, 64> few;
+  constexpr std::integral_constant<int, most_fused_features> most;
   with_fused_product(pairs.type, [&](auto product) {
-    if (pairs.depth <= 64) return of_depth(product, std::integral_constant<int, 64>{});
-    if (pairs.depth <= most_fused_features) return of_depth(product, std::integral_constant<int, 128>{});
+    // Of sigmoids one form serves all depths: another for few features would spare products with zeros alone.
+    if (pairs.depth <= most && weights.function == WeightFunction::sigmoid)
+      return of_depth(product, most, FamilyOf<Family::sigmoids>{});
+    if (pairs.depth <= few) return of_depth(product, few, FamilyOf<Family::exponentials>{});
+    if (pairs.depth <= most) return of_depth(product, most, FamilyOf<Family::exponentials>{});
     throw std::invalid_argument("the fused gradient kernel takes at most " + std::to_string(most_fused_features) +
                                 " features, given " + std::to_string(pairs.depth));
   });

@@ -1,7 +1,7 @@
 // Joins the sums that tiles left behind into running totals, in the order of the tiles.
 //
-//   reads   12 bytes for every tile and entry, once
-//   writes  12 bytes for every entry
+//   reads   4 bytes for every tile, entry and sum, once
+//   writes  4 bytes for every entry and sum
 //   takes   registers and shared memory of each chip: docs/cuda.md
 //   bound   DRAM bandwidth
 #include "device.h"
@@ -19,6 +19,12 @@ struct MergeArguments {
   int lines, length;
 };
 
+__device__ void add_lines(float* total, const float* lines, int count, int length, int entry) {
+  float sum = total[entry];
+  for (int line = 0; line < count; ++line) sum += lines[line * length + entry];
+  total[entry] = sum;
+}
+
 __global__ void __launch_bounds__(merge_threads) merge_kernel(const __grid_constant__ MergeArguments arguments) {
   const Sums &tiles = arguments.tiles, &totals = arguments.totals;
   const int length = arguments.length, entry = block_id() * merge_threads + device::thread_id();
@@ -34,11 +40,8 @@ __global__ void __launch_bounds__(merge_threads) merge_kernel(const __grid_const
     totals.max[entry] = max;
     totals.sum[entry] = sum;
   }
-  if (totals.mass) {
-    float mass = totals.mass[entry];
-    for (int line = 0; line < arguments.lines; ++line) mass += tiles.mass[line * length + entry];
-    totals.mass[entry] = mass;
-  }
+  if (totals.mass) add_lines(totals.mass, tiles.mass, arguments.lines, length, entry);
+  if (totals.weight) add_lines(totals.weight, tiles.weight, arguments.lines, length, entry);
 }
 
 }  // namespace

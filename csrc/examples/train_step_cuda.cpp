@@ -14,7 +14,7 @@ using Floats = example::ManagedArray<float>;
 struct SumLines {
   Floats max, sum;
   SumLines(int lines, int length) : max(lines * length, -HUGE_VALF), sum(lines * length) {}
-  Sums sums() { return {max.data(), sum.data(), nullptr}; }
+  Sums sums() { return {max.data(), sum.data(), nullptr, nullptr}; }
 };
 
 int main() {
@@ -58,7 +58,7 @@ int main() {
   // Backward.
   Floats dx(n * depth), dy(n * depth);
   const Weights weights{rows.max.data(), row_gain.data(), cols.max.data(), col_gain.data(),
-                        positive_coeff.data(), false};
+                        positive_coeff.data(), WeightFunction::exponential};
   launch_gradient(pairs, all, weights, {dx.data(), dy.data(), nullptr}, {}, {}, stream);
   if (!example::wait_for_device()) throw std::runtime_error("the gradient sweep failed");
   example::print(loss, dx, dy);

@@ -15,10 +15,12 @@ from pathlib import Path
 
 from contrastile.demo.data import CREDIT
 
+from examples.common.options import positive
+from examples.common.runs import Results
 from examples.two_tower import corpus
 from examples.two_tower.objectives import CONTRASTS, STRUCTURES
 from examples.two_tower.report import report
-from examples.two_tower.runs import Results, complete
+from examples.two_tower.runs import complete
 from examples.two_tower.train import Run, Settings
 
 SEEDS, EPOCHS, BATCH = 3, 12, 32
@@ -63,11 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--rows", nargs="+", choices=STRUCTURES, default=STRUCTURES, metavar="ROW", help=f"of {', '.join(STRUCTURES)}")
     add("--contrasts", nargs="+", choices=CONTRASTS, default=CONTRASTS, help="each row with these (default both)")
     add("--batches", nargs="+", type=_batch, default=[BATCH], help=f'pairs, or "all" at once (default {BATCH})')
-    add("--seeds", type=_positive, help=f"runs of each (default {SEEDS})")
-    add("--epochs", type=_positive, help=f"passes over the training pairs (default {EPOCHS})")
+    add("--seeds", type=positive, help=f"runs of each (default {SEEDS})")
+    add("--epochs", type=positive, help=f"passes over the training pairs (default {EPOCHS})")
     add("--short", action="store_true", help="a twelfth of the emoji, one seed, few epochs: seconds, not a result")
     add("--validate", action="store_true", help="measure on a part of the training families: to choose options by")
-    add("--processes", type=_positive, default=1, help="runs side by side, one thread each (default 1)")
+    add("--processes", type=positive, default=1, help="runs side by side, one thread each (default 1)")
     add("--out", type=Path, help="results, JSON; what is in it is not trained again (default WORK/results.json)")
     add("--work", type=Path, help="folder of rendered emoji and trained towers (default out/two_tower)")
     add("--figures", type=Path, metavar="FOLDER", help="draw all results here; needs the towers in WORK")
@@ -75,14 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _batch(text: str) -> int | str:
-    return text if text == "all" else _positive(text, at_least=2)
-
-
-def _positive(text: str, at_least: int = 1) -> int:
-    number = int(text)
-    if number < at_least:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least {at_least}")
-    return number
+    return text if text == "all" else positive(text, at_least=2)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from contrastile.demo.pictures import draw_examples
 from contrastile.demo.train import embed
 from torch import Tensor
 
+from examples.common.intervals import interval
 from examples.two_tower.corpus import Corpus
 from examples.two_tower.objectives import CONTRASTS
-from examples.two_tower.report import by_kind, interval
+from examples.two_tower.report import by_kind
 from examples.two_tower.runs import model_path
 from examples.two_tower.towers import HeadedTowers
 from examples.two_tower.train import INIT_SCALE, Run

@@ -24,7 +24,7 @@ from contrastile import GammaContrastiveLoss
 from contrastile.demo.train import GAMMA_SHAPE
 from torch import Tensor
 
-from examples.two_tower.towers import Embedded
+from examples.common.embedded import Embedded, structure_loss
 
 CONTRASTS = ("InfoNCE", "gamma")
 STRUCTURES = ("alone", "CyCLIP", "four-way", "Sep", "Br", "GC", "all")
@@ -49,24 +49,16 @@ class Objective:
 
     def __call__(self, views: list[Embedded], index: Tensor, scale: Tensor) -> Tensor:
         """The loss, (), of a batch of the training samples `index` (B,) in one view or two."""
-        v, t, v_ind, t_ind = views[0]
+        v, t, *_ = views[0]
         across = self.across(v, t, index, scale)
         if self.structure == "alone":
             return across
         if self.structure == "CyCLIP":
             return across + ct.geometric_consistency(v, t, cross_weight=CYCLIP_WEIGHT, in_weight=CYCLIP_WEIGHT)
-        v_aug, t_aug, v_ind_aug, t_ind_aug = views[1]
+        v_aug, t_aug, *_ = views[1]
         within = self.of_images(v, v_aug, index, scale) + self.of_captions(t, t_aug, index, scale)
         loss = (2 * across + within) / 4
-        if self.structure in ("Sep", "all"):
-            loss = loss + STRUCTURE_WEIGHT * ct.feature_separation(
-                v, t, v_ind, t_ind, v_ind_aug, t_ind_aug, scale=scale
-            )
-        if self.structure in ("Br", "all"):
-            loss = loss + STRUCTURE_WEIGHT * ct.brownian_bridge(v_aug, v, t)
-        if self.structure in ("GC", "all"):
-            loss = loss + STRUCTURE_WEIGHT * ct.geometric_consistency(v, t, v_aug, t_aug)
-        return loss
+        return loss + STRUCTURE_WEIGHT * structure_loss(self.structure, *views, scale)
 
 
 def _contrast(name: str, num_samples: int, symmetric: bool) -> Contrast:

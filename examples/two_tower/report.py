@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from examples.common.intervals import percent
 from examples.two_tower.groups import NAMES
 from examples.two_tower.objectives import CONTRASTS, STRUCTURES
 
@@ -18,8 +19,6 @@ SHARES = (
     *("image to text R@1", "image to text R@10", "text to image R@1", "text to image R@10"),
 )
 WIDTH = 170
-# Student's t, two-sided 95 %, of 1, 2, ... degrees of freedom; of more than these the last is a little too wide.
-T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
 
 Row = dict[str, Any]
 
@@ -37,14 +36,6 @@ def _place(row: Row) -> tuple[float, ...]:
     return CONTRASTS.index(row["contrast"]), STRUCTURES.index(row["structure"]), batch, row["seed"]
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half the width of its 95 % confidence interval over seeds; 0 for a single one."""
-    if len(values) == 1:
-        return values[0], 0.0
-    quantile = T_95[min(len(values) - 1, len(T_95)) - 1]
-    return mean(values), quantile * stdev(values) / len(values) ** 0.5
-
-
 def report(rows: Sequence[Row], held_out: int) -> None:
     table = Table(title="Families that were held out, %: mean over seeds and 95 % confidence interval")
     for name in ("contrast", "structure", "batch", "seeds"):
@@ -54,7 +45,7 @@ def report(rows: Sequence[Row], held_out: int) -> None:
     for (contrast, structure, batch), runs in by_kind(rows).items():
         table.add_row(
             *(contrast, structure, str(batch), str(len(runs))),
-            *(_percent([run[name] for run in runs]) for name in SHARES),
+            *(percent([run[name] for run in runs]) for name in SHARES),
             f"{mean(run['gap'] for run in runs):.2f}",
             f"{mean(run['seconds'] for run in runs):.0f}",
         )
@@ -65,8 +56,3 @@ def report(rows: Sequence[Row], held_out: int) -> None:
         "The interval is over seeds of start, order and augmentation alone; the held-out families are the same ones.\n"
         "gap: distance between the means of both modalities. s a run: of one core, training alone.",
     )
-
-
-def _percent(values: Sequence[float]) -> str:
-    centre, half = interval(values)
-    return f"{100 * centre:.1f}" + (f"±{100 * half:.1f}" if len(values) > 1 else "")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from contrastile.demo.models import EMBEDDING_DIM, TwoTowers
 from contrastile.structure import SeparatingHeads
 from torch import Tensor, nn
+
+from examples.common.embedded import Embedded
 
 
 class Tower(nn.Module):
@@ -26,15 +26,6 @@ class Tower(nn.Module):
         """Shared and independent embedding."""
         shared, independent = self.heads(self.features(inputs))
         return shared, independent
-
-
-class Embedded(NamedTuple):
-    """A batch, (B, EMBEDDING_DIM) unit rows each."""
-
-    v: Tensor  # image
-    t: Tensor  # caption
-    v_ind: Tensor
-    t_ind: Tensor
 
 
 class HeadedTowers(TwoTowers):

@@ -34,8 +34,6 @@ from contrastile.pairs import Backend, GivenWeights, WeightFunction
 from contrastile.statistics import SOFTPLUS_THRESHOLD
 from contrastile.validation import PairInputs
 
-FUNCTION = WeightFunction.SIGMOID
-
 
 class SigLipKept(NamedTuple):
     """What a backward needs of its forward, beside the inputs."""
@@ -84,4 +82,4 @@ def siglip_backward(
 def siglip_weights(bias: Tensor, positive: Tensor, gain: Tensor) -> GivenWeights:
     bias = bias.to(positive.dtype)
     shift = (-bias).expand_as(positive).contiguous()
-    return GivenWeights(shift, gain, None, None, -gain * torch.sigmoid(-(positive + bias)), FUNCTION)
+    return GivenWeights(shift, gain, None, None, -gain * torch.sigmoid(-(positive + bias)), WeightFunction.SIGMOID)

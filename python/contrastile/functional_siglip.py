@@ -50,7 +50,7 @@ def siglip(
 
     Raises:
         ValueError: a shape, a device or a value does not fit, e.g. bias has shape (3,): expected a number or ().
-        TypeError, RuntimeError: as `info_nce` does; RuntimeError also where the named backend has no sigmoids.
+        TypeError, RuntimeError: as `info_nce` does.
     """
 
     def checked(may_be_empty: bool) -> tuple[PairInputs, Tensor]:
@@ -65,13 +65,12 @@ def siglip(
             exchange,
             backend,
             reduction=reduction,
-            weights=formulas_siglip.FUNCTION,
         )
         return shared_losses.siglip(shared, reduction)
     check_alone(exchange)
     check_reduction(reduction)
     inputs, moved_by = checked(may_be_empty=False)
-    name = backends.resolve(backend, x.device.type, x.dtype, formulas_siglip.FUNCTION)
+    name = backends.resolve(backend, x.device.type, x.dtype)
     wants, wants_bias = wants_of(inputs), torch.is_grad_enabled() and moved_by.requires_grad
     if torch.compiler.is_compiling():
         loss: Tensor = torch.ops.contrastile.siglip(

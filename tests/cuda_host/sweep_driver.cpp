@@ -12,6 +12,7 @@
 #include <exception>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cuda/kernels.h"
@@ -54,18 +55,21 @@ T* at(std::vector<T>& values, int first = 0) {
 
 // (lines, length) of what is wanted.
 struct SumBuffers {
-  Floats max, sum, mass;
+  Floats max, sum, mass, weight;
 
-  static SumBuffers filled(bool sums, bool masses, int size, float of_max, float of_sums) {
-    return {Floats(sums ? size : 0, of_max), Floats(sums ? size : 0, of_sums), Floats(masses ? size : 0, of_sums)};
-  }
-  static SumBuffers totals(bool sums, bool masses, int length) {
-    return filled(sums, masses, length, -HUGE_VALF, 0);
+  struct Wanted {
+    bool sums = false, masses = false, weights = false;
+  };
+  static SumBuffers totals(Wanted wanted, int length) {
+    const auto zeros = [length](bool is_wanted) { return Floats(is_wanted ? length : 0); };
+    return {Floats(wanted.sums ? length : 0, -HUGE_VALF), zeros(wanted.sums), zeros(wanted.masses),
+            zeros(wanted.weights)};
   }
   SumBuffers partials(int lines, int length) const {
-    return filled(!max.empty(), !mass.empty(), lines * length, nan, nan);
+    const auto unwritten = [=](const Floats& totals) { return Floats(totals.empty() ? 0 : lines * length, nan); };
+    return {unwritten(max), unwritten(sum), unwritten(mass), unwritten(weight)};
   }
-  Sums from(int first) { return {at(max, first), at(sum, first), at(mass, first)}; }
+  Sums from(int first) { return {at(max, first), at(sum, first), at(mass, first), at(weight, first)}; }
 };
 
 class Case {
@@ -168,10 +172,11 @@ class Case {
     const Vector row_lse = logs(truth_.row_sum), col_lse = logs(truth_.col_sum);
     sums_.compare("row log-sum-exp", log_sums(by_row.max, by_row.sum), row_lse, magnitudes(row_lse));
     sums_.compare("column log-sum-exp", log_sums(by_col.max, by_col.sum), col_lse, magnitudes(col_lse));
-    if (by_row.mass.empty() && by_col.mass.empty()) return;
+    if (by_row.mass.empty() && by_row.weight.empty() && by_col.mass.empty()) return;
     const DenseGrads truth = dense_grads(p_, truth_, weights_);
     sums_.compare("row mass", by_row.mass, truth.row_mass, magnitudes(truth.row_mass));
     sums_.compare("column mass", by_col.mass, truth.col_mass, magnitudes(truth.col_mass));
+    sums_.compare("row weight", by_row.weight, truth.row_weight, magnitudes(truth.row_weight));
   }
 
   void statistics() {
@@ -182,8 +187,8 @@ class Case {
       sums_.compare("positive logit", positive_logit, truth_.positive_logit, magnitudes(truth_.positive_logit));
     }
     Ids ranks(p_.positives && random_.chance(0.6) ? p_.rows : 0);
-    SumBuffers by_row = SumBuffers::totals(true, false, rows());
-    SumBuffers by_col = SumBuffers::totals(random_.chance(0.7), false, cols());
+    SumBuffers by_row = SumBuffers::totals({.sums = true}, rows());
+    SumBuffers by_col = SumBuffers::totals({.sums = random_.chance(0.7)}, cols());
     sweep(cuda::tiles_of_sums(), by_row, by_col, [&](const Window& window, Sums row_sums, Sums col_sums) {
       cuda::launch_statistics(pairs_, window, row_sums, col_sums, at(positive_logit), at(ranks), nullptr);
     });
@@ -205,11 +210,18 @@ class Case {
     if (rank < fewest || rank > most) sums_.compare("rank", Vector{rank}, Vector{rank < fewest ? fewest : most}, {0});
   }
 
-  // Near the log-sum-exps, so that both sides of the cap occur.
+  // Shifts near the log-sum-exps, so that both sides of the cap occur. A sigmoid's may lie anywhere.
   void choose_weights() {
+    using Truth = contrastile::cpu::WeightFunction;
+    const auto function = random_.one_of<std::pair<Truth, cuda::WeightFunction>>(
+        {{Truth::exponential, cuda::WeightFunction::exponential},
+         {Truth::capped, cuda::WeightFunction::capped},
+         {Truth::sigmoid, cuda::WeightFunction::sigmoid}});
+    weights_.function = function.first;
+    const double away = function.first == Truth::sigmoid ? random_.one_of({0.0, 0.0, 6.0, 1e4, -1e4}) : 0;
     const auto term = [&](const Vector& sums, Floats& shift, Floats& gain) {
       for (const double sum : sums) {
-        shift.push_back(float((sum > 0 ? std::log(sum) : 0) + random_.uniform(-2, 1)));
+        shift.push_back(float((sum > 0 ? std::log(sum) : 0) + random_.uniform(-2, 1) + away));
         gain.push_back(float(random_.uniform(0.5, 1.5)));
       }
       shift.shrink_to_fit();
@@ -223,18 +235,18 @@ class Case {
       for (std::int64_t i = 0; i < p_.rows; ++i) positive_coeff_.push_back(float(random_.uniform(-1, 0.5)));
     positive_coeff_.shrink_to_fit();
     weights_.positive_coeff.assign(positive_coeff_.begin(), positive_coeff_.end());
-    weights_.function = random_.chance(0.5) ? contrastile::cpu::WeightFunction::capped : contrastile::cpu::WeightFunction::exponential;
-    const bool cap = weights_.function == contrastile::cpu::WeightFunction::capped;
-    handed_ = {at(row_shift_), at(row_gain_), at(col_shift_), at(col_gain_), at(positive_coeff_), cap};
+    handed_ = {at(row_shift_), at(row_gain_), at(col_shift_), at(col_gain_), at(positive_coeff_), function.second};
     if (random_.chance(0.5)) factor_ = {float(std::ldexp(1, int(random_.below(7)) - 3))};
   }
   double factor() const { return factor_.empty() ? 1 : factor_[0]; }
 
   SumBuffers sums_by_row(bool wanted) {
-    return SumBuffers::totals(wanted && random_.chance(0.5), wanted && !row_shift_.empty(), rows());
+    const bool has_term = wanted && !row_shift_.empty(), is_sigmoid = handed_.function == cuda::WeightFunction::sigmoid;
+    return SumBuffers::totals({wanted && random_.chance(0.5), has_term, has_term && is_sigmoid && random_.chance(0.7)},
+                              rows());
   }
   SumBuffers sums_by_col(bool wanted) {
-    return SumBuffers::totals(wanted && random_.chance(0.5), wanted && !col_shift_.empty(), cols());
+    return SumBuffers::totals({wanted && random_.chance(0.5), wanted && !col_shift_.empty()}, cols());
   }
 
   double value_of(const void* strip, std::int64_t place, bool is_float32) const {

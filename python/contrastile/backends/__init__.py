@@ -19,7 +19,7 @@ from typing import cast
 
 import torch
 
-from contrastile.pairs import Backend, WeightFunction
+from contrastile.pairs import Backend
 
 __all__ = ["available", "get", "resolve", "set_workspace", "use_backend", "workspace_bytes"]
 
@@ -31,8 +31,6 @@ DEVICES = {
 }  # device types that a backend is limited to; no entry: any
 GPU_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 DTYPES = {"triton": GPU_DTYPES, "cuda": GPU_DTYPES}  # likewise dtypes of embeddings
-EXPONENTIALS = (WeightFunction.EXPONENTIAL, WeightFunction.CAPPED)
-FUNCTIONS = {"cuda": EXPONENTIALS}  # likewise functions of weights
 MODULES = {name: f"contrastile.backends.{name}" for name in AUTOMATIC_ORDER}
 
 DEFAULT_WORKSPACE_MB = 64
@@ -54,18 +52,13 @@ def get(backend: Backend | str) -> Backend:
     return cast(Backend, importlib.import_module(MODULES[backend]))
 
 
-def resolve(
-    backend: str | None,
-    device_type: str,
-    dtype: torch.dtype = torch.float32,
-    function: WeightFunction = WeightFunction.EXPONENTIAL,
-) -> str:
-    """Name of the backend for embeddings of a dtype on a device type ("cpu", "cuda", ...), and a function of weights.
+def resolve(backend: str | None, device_type: str, dtype: torch.dtype = torch.float32) -> str:
+    """Name of the backend for embeddings of a dtype on a device type ("cpu", "cuda", ...).
 
     Raises:
         ValueError: no backend has that name.
         TypeError: the named backend does not take that dtype.
-        RuntimeError: the named backend cannot run here, not on such a device, or has no such weights.
+        RuntimeError: the named backend cannot run here, or not on such a device.
     """
     named = backend or _named.get() or os.environ.get("CONTRASTILE_BACKEND")
     if named:
@@ -78,14 +71,9 @@ def resolve(
         if dtype not in DTYPES.get(named, (dtype,)):
             kinds = ", ".join(str(kind).removeprefix("torch.") for kind in DTYPES[named])
             raise TypeError(f"backend {named!r} takes {kinds}, these embeddings are {dtype}")
-        if function not in FUNCTIONS.get(named, (function,)):
-            others = ", ".join(repr(name) for name in MODULES if function in FUNCTIONS.get(name, (function,)))
-            raise RuntimeError(f"backend {named!r} has no {function.value} weights: expected one of {others}")
         return named
     for name in AUTOMATIC_ORDER:
         if device_type not in DEVICES.get(name, (device_type,)) or dtype not in DTYPES.get(name, (dtype,)):
-            continue
-        if function not in FUNCTIONS.get(name, (function,)):
             continue
         reason = _unavailable_reason(name)
         if reason is None:

@@ -86,10 +86,10 @@ class CudaSweep(Sweep):
         return self.native.Window(*window)
 
     def _sums(self, sums: Sums) -> Any:
-        return self.native.Sums(*map(_at, sums[:3]))  # no sums of weights, without sigmoids
+        return self.native.Sums(*map(_at, sums))
 
     def _weights(self, weights: Weights, function: WeightFunction) -> Any:
-        return self.native.Weights(*map(_at, weights), function is WeightFunction.CAPPED)
+        return self.native.Weights(*map(_at, weights), function.value)
 
     def _start(self, kernel: str, *arguments: Any) -> None:
         start(self.native, self.device, kernel, *arguments)

@@ -19,7 +19,7 @@ from contrastile.distributed.plans import EXCHANGES, chosen_plan
 from contrastile.distributed.sweeps import GroupSweeps
 from contrastile.formulas import NOTHING, GammaTerms, Wants, wants_of
 from contrastile.formulas_negatives import LogNegatives
-from contrastile.pairs import Backend, WeightFunction
+from contrastile.pairs import Backend
 from contrastile.softmax_terms import SoftmaxTerms
 from contrastile.validation import PairInputs, accumulation_dtype, check_log_multiplier, check_reduction
 
@@ -56,7 +56,6 @@ def share(
     *,
     reduction: str = "none",
     log_multiplier: float = 0.0,
-    weights: WeightFunction = WeightFunction.EXPONENTIAL,
     **options: object,
 ) -> Shared:
     """Checks the arguments of all processes against each other, and chooses the plan.
@@ -64,7 +63,6 @@ def share(
     Args:
         function, reduction, log_multiplier, options: what must be equal in all processes.
         prepare: checks own arguments.
-        weights: what the backend must have.
     """
     member = Member(group)
 
@@ -97,7 +95,7 @@ def share(
             common["bias gradient"] = terms.requires_grad
         rows, cols = len(x), len(x if inputs.y is None else inputs.y)
         one = float(scale.detach()) if scale.dim() == 0 else float("nan")
-        name = backends.resolve(backend, x.device.type, x.dtype, weights)
+        name = backends.resolve(backend, x.device.type, x.dtype)
         return Facts(rows, cols, one, common), (inputs, terms, wants, name)
 
     sizes, (inputs, terms, wants, name) = agree(member, described)
