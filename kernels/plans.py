@@ -200,7 +200,7 @@ _FUSED: dict[tuple[str, str, int], tuple[TilePlan, ...]] = {
         TilePlan(32, 32, 64, 1, 4, 3, False),
         TilePlan(32, 64, 128, 1, 8, 3, False),
     ),
-    ("fused crowded", "sm_90", 16): (TilePlan(64, 32, 128, 1, 4, 3, True),),
+    ("fused crowded", "sm_90", 16): (TilePlan(64, 32, 128, 1, 4, 3, True, row_lanes=8),),
     ("fused crowded", "sm_90+", 16): (),
     ("fused crowded", "gfx", 16): (
         TilePlan(128, 64, 64, 1, 4, 1, False),
