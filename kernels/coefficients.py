@@ -318,11 +318,13 @@ def sigmoid_and_softplus(values):
     """1 / (1 + exp(-t)) and log(1 + exp(t)), each within 2 units in the last place beside the exponential's error."""
     below = exp(-tl.abs(values))
     above_zero = 1 / (1 + below)
-    return tl.where(values > 0, above_zero, below * above_zero), tl.where(values > 0, values, 0.0) + log1p(below)
+    return tl.where(values > 0, above_zero, below * above_zero), tl.where(values > 0, values, 0.0) + log1p_of_fraction(
+        below
+    )
 
 
 @triton.jit
-def log1p(values):
+def log1p_of_fraction(values):
     """log(1 + t) of t from 0 to 1, within 2 units in the last place: t times a Chebyshev fit of log(1 + t) / t."""
     fit = -0.0031760570 * values + 0.0195425265
     fit = fit * values - 0.0563736109

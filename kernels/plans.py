@@ -79,7 +79,7 @@ def tile_plan(sweep: str, target: str, bits: int, depth: int, descriptors: bool,
     return replace(plan, block_depth=block_depth, descriptors=descriptors and plan.descriptors)
 
 
-MOST_FUSED_FEATURES = 128  # beyond these a strip is estimated to serve better (docs/kernels.md)
+MOST_FUSED_FEATURES = 128  # beyond these, on sm_80 beyond 64, a strip is estimated to serve better (docs/kernels.md)
 
 
 def gradient_plan(
@@ -164,7 +164,7 @@ _TILES = {
 _FUSED: dict[tuple[str, str, int], tuple[TilePlan, ...]] = {
     ("fused", "int", 16): (TilePlan(64, 128, MOST_FUSED_FEATURES, 1, 4, 1, False),),
     ("fused", "int", 32): (TilePlan(128, 64, MOST_FUSED_FEATURES, 1, 4, 1, False),),
-    ("fused", "sm_80", 16): (TilePlan(64, 32, 128, 1, 4, 3, False),),
+    ("fused", "sm_80", 16): (TilePlan(64, 32, 64, 1, 4, 3, False),),
     ("fused", "sm_80+", 16): (
         TilePlan(64, 32, 64, 1, 4, 3, False),
         TilePlan(64, 64, 128, 1, 8, 3, False),
@@ -183,13 +183,10 @@ _FUSED: dict[tuple[str, str, int], tuple[TilePlan, ...]] = {
     ),
     ("fused", "gfx", 16): (TilePlan(128, 64, 128, 1, 4, 1, False),),
     # With masses and the statistics of both sides beside a tile, or with groups: what does not spill then.
-    ("fused crowded", "sm_80", 16): (
-        TilePlan(64, 32, 64, 1, 4, 3, False),
-        TilePlan(64, 64, 128, 1, 8, 3, False),
-    ),
+    ("fused crowded", "sm_80", 16): (TilePlan(64, 32, 64, 1, 4, 3, False),),
     ("fused crowded", "sm_80+", 16): (
         TilePlan(64, 32, 64, 1, 4, 3, False),
-        TilePlan(64, 32, 128, 1, 8, 3, False),
+        TilePlan(64, 32, 128, 1, 8, 3, False, row_lanes=8),
     ),
     ("fused crowded", "sm_120", 16): (
         TilePlan(64, 32, 64, 1, 4, 3, False),
@@ -200,7 +197,7 @@ _FUSED: dict[tuple[str, str, int], tuple[TilePlan, ...]] = {
         TilePlan(32, 32, 64, 1, 4, 3, False),
         TilePlan(32, 64, 128, 1, 8, 3, False),
     ),
-    ("fused crowded", "sm_90", 16): (TilePlan(64, 32, 128, 1, 4, 3, True),),
+    ("fused crowded", "sm_90", 16): (TilePlan(64, 32, 128, 1, 4, 3, True, row_lanes=8),),
     ("fused crowded", "sm_90+", 16): (),
     ("fused crowded", "gfx", 16): (
         TilePlan(128, 64, 64, 1, 4, 1, False),

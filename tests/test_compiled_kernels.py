@@ -64,7 +64,7 @@ def test_the_matrix_has_every_kernel_that_the_launcher_starts(target):
     assert {(sweep, "bf16") for sweep in AROUND} <= sweeps
     assert {(sweep, "fp32") for sweep in ONE_DIRECTION} <= sweeps
     fused = {(c.sweep, c.dtype, c.depth) for c in configurations if c.kernel == "fused"}
-    for depth in FUSED_DEPTHS:
+    for depth in FUSED_DEPTHS if target != "sm_80" else FUSED_DEPTHS[:1]:
         for dtype in ("bf16", "fp16"):
             assert {(form, dtype, depth) for form in FUSED} <= fused
     assert not any(dtype == "fp32" for _, dtype, _ in fused)
@@ -92,8 +92,8 @@ def test_every_launch_has_a_plan_and_takes_pointers_where_descriptors_do_not_fit
 @pytest.mark.parametrize("crowded", [False, True])
 def test_a_fused_plan_reads_all_features_at_once(target, depth, crowded):
     plan = gradient_plan(target, 16, depth, True, crowded)
-    if target == "sm_100" and crowded:
-        assert plan is None  # no tile holds all sums without spilling: the strip
+    if (target == "sm_100" and crowded) or (target == "sm_80" and depth > 64):
+        assert plan is None  # no tile holds all sums without spilling, or a strip serves better
     else:
         assert plan is not None
         assert depth <= plan.block_depth < 2 * max(depth, 16)

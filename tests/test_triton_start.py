@@ -33,6 +33,7 @@ CONSTANTS = {
     "BLOCK_COLS": PLAN.block_cols,
     "BLOCK_DEPTH": PLAN.block_depth,
     "PARTS": 1,
+    "ROW_LANES": 1,
     "GROUP_ROWS": 8,
     "PRECISION": "ieee",
     "EMULATE_BF16": False,

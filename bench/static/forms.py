@@ -25,20 +25,21 @@ from contrastile.bench.static.launches import bound
 from contrastile.bench.static.matrix import TARGETS, WINDOW, Configuration
 from contrastile.bench.static.rates import matrix_rate, rates_of
 from contrastile.bench.static.table import Row, print_rows
-from contrastile.kernels.plans import MOST_FUSED_FEATURES, TilePlan
+from contrastile.kernels.plans import TilePlan
 
 PAIRS = 1024
 STRIP_BYTES, GRADIENT_BYTES = 2, 4  # of a pair's coefficient; of an element, in float32
 VENDOR_TILES = ((128, 256), (128, 128), (128, 64), (64, 64))
 DEPTHS = (64, 128, 256)
-# What would be the fused kernel's best tiles of 256 features.
-WIDE_TILES = {
-    "sm_80": TilePlan(64, 32, 256, 1, 8, 3, False),
-    "sm_86": TilePlan(32, 32, 256, 1, 8, 3, False),
-    "sm_90": TilePlan(64, 64, 256, 1, 8, 3, True),
-    "sm_100": TilePlan(64, 64, 256, 1, 8, 2, True),
-    "sm_120": TilePlan(64, 32, 256, 1, 8, 3, False),
-    "gfx942": TilePlan(64, 64, 256, 1, 4, 1, False),
+# The fused kernel's best tiles where the launcher takes a strip, by target and features.
+FUSED_TILES_INSTEAD = {
+    ("sm_80", 128): TilePlan(64, 32, 128, 1, 4, 3, False),
+    ("sm_80", 256): TilePlan(64, 32, 256, 1, 8, 3, False),
+    ("sm_86", 256): TilePlan(32, 32, 256, 1, 8, 3, False),
+    ("sm_90", 256): TilePlan(64, 64, 256, 1, 8, 3, True),
+    ("sm_100", 256): TilePlan(64, 64, 256, 1, 8, 2, True),
+    ("sm_120", 256): TilePlan(64, 32, 256, 1, 8, 3, False),
+    ("gfx942", 256): TilePlan(64, 64, 256, 1, 4, 1, False),
 }
 
 
@@ -67,8 +68,7 @@ def whole_tiles(depth: int, multiprocessors: int) -> float:
 
 
 def _share(target: str, sweep: str, depth: int) -> float:
-    is_wide = sweep.startswith("fused") and depth > MOST_FUSED_FEATURES
-    tried = WIDE_TILES[target] if is_wide else None
+    tried = FUSED_TILES_INSTEAD.get((target, depth)) if sweep.startswith("fused") else None
     return bound(Configuration(target, sweep, "bf16", depth, tried=tried)).peak_share_of_one_block
 
 

@@ -146,7 +146,7 @@ def covering_configurations() -> Iterator[Configuration]:
     yield Configuration("sm_120", "fused capped", "bf16", 64)
     yield Configuration("sm_90", "gradient sigmoid", "bf16", 512)
     yield Configuration("sm_100", "gradient sigmoid", "bf16", 512)
-    yield Configuration("sm_80", "fused sigmoid", "bf16", 128)
+    yield Configuration("sm_80", "fused sigmoid", "bf16", 64)
     yield Configuration("gfx942", "fused sigmoid", "bf16", 64)
 
 

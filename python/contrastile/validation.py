@@ -164,6 +164,11 @@ def check_vector(name: str, vector: Tensor, length: int, like: Tensor, *, positi
     return vector.detach().to(accumulation_dtype(like.dtype)).contiguous()
 
 
+def one_number(value: float | Tensor) -> float | Tensor:
+    """A tensor of one entry as (), for callers whose library takes any shape of it; anything else as it is."""
+    return value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
 def check_bias(bias: float | Tensor, like: Tensor) -> Tensor:
     """One number that logits are moved by, (), still attached to its graph."""
     if not isinstance(bias, Tensor):

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from contrastile.distributed import Group, default_group
 from contrastile.functional import info_nce
+from contrastile.validation import one_number
 
 
 class ClipLoss(nn.Module):
@@ -76,13 +77,16 @@ class ClipLoss(nn.Module):
             TypeError: as `info_nce` does.
             RuntimeError: as `info_nce` does; world_size is above 1 and torch.distributed not initialised.
         """
-        if isinstance(logit_scale, Tensor) and logit_scale.numel() == 1:
-            logit_scale = logit_scale.reshape(())
         group = self.group
         if group is None and self.world_size > 1:
             group = default_group(self.world_size)
         loss = info_nce(
-            image_features, text_features, logit_scale, group=group, exchange=self.exchange, backend=self.backend
+            image_features,
+            text_features,
+            one_number(logit_scale),
+            group=group,
+            exchange=self.exchange,
+            backend=self.backend,
         )
         if isinstance(logit_bias, Tensor):
             if logit_bias.numel() != 1:

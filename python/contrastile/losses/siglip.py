@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from contrastile.distributed import Group, default_group
 from contrastile.functional_siglip import siglip
+from contrastile.validation import one_number
 
 DIST_IMPLS = (None, "bidir", "shift", "reduce", "gather")
 
@@ -75,14 +76,10 @@ class SigLipLoss(nn.Module):
         loss = siglip(
             image_features,
             text_features,
-            _one_number(logit_scale),
-            0.0 if logit_bias is None else _one_number(logit_bias),
+            one_number(logit_scale),
+            0.0 if logit_bias is None else one_number(logit_bias),
             group=group,
             exchange=self.exchange,
             backend=self.backend,
         )
         return {"contrastive_loss": loss} if output_dict else loss
-
-
-def _one_number(value: float | Tensor) -> float | Tensor:
-    return value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
