@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import contrastile as ct
 import pytest
 import torch
@@ -29,7 +31,7 @@ def backend(request):
 
 
 @pytest.mark.parametrize("columns", [True, False])
-@pytest.mark.parametrize("kind", ["positives", "groups", "views", "one side"])
+@pytest.mark.parametrize("kind", ["positives", "groups", "views", "one side", "ceiling"])
 def test_opcheck(backend, kind, columns):
     x, y = (t.clone().requires_grad_() for t in towers(Shape(6, 6, 5)))
     scale = torch.tensor(4.0, requires_grad=True)
@@ -38,6 +40,8 @@ def test_opcheck(backend, kind, columns):
     if kind in ("views", "one side"):
         columns = False
         inputs = PairInputs(x, None, scale, torch.arange(6).roll(3) if kind == "views" else None, None, None)
+    if kind == "ceiling":
+        columns, inputs = False, inputs._replace(row_ceiling=torch.zeros(6))
     opcheck(torch.ops.contrastile.log_negatives.default, (*inputs, columns, backend, __version__))
 
 
@@ -48,6 +52,7 @@ COMPILED = {
     ),
     "nt_xent": lambda x, y, s, h, b: ct.nt_xent(torch.cat([x, y]), s, hard_negatives=SHARED, **OPTIONS, backend=b),
     "directional": lambda x, y, s, h, b: ct.directional_info_nce(x, y, s, hard_negatives=h, **OPTIONS, backend=b),
+    "margin": lambda x, y, s, h, b: ct.info_nce(x, y, s, hard_negatives=h, false_negative_margin=-0.1, backend=b),
     "matryoshka": lambda x, y, s, h, b: ct.matryoshka(ct.info_nce, x, y, dims=(2, 6), scale=s, prior=0.1, backend=b),
 }
 
@@ -87,6 +92,9 @@ def test_modules_are_their_functions(backend):
         X, Y, 9.0, directions=("xy", "xx"), partition="per_direction", hard_negatives=OWN, **options
     )
     assert torch.equal(loss, expected)
+    margin = {"false_negative_margin": -0.1, "backend": backend}
+    assert torch.equal(ct.InfoNCELoss(**margin)(X, Y, 9.0), ct.info_nce(X, Y, 9.0, **margin))
+    assert torch.equal(ct.DirectionalInfoNCELoss(**margin)(X, Y, 9.0), ct.directional_info_nce(X, Y, 9.0, **margin))
 
 
 # Prefixes
@@ -177,6 +185,14 @@ REFUSALS = [
         TypeError,
         r"prior is torch.int64: expected a number or a",
     ),
+    ({"false_negative_margin": math.nan}, ValueError, r"false_negative_margin is nan: expected a finite number$"),
+    ({"false_negative_margin": "0.1"}, TypeError, r"false_negative_margin is str: expected a number"),
+    ({"false_negative_margin": 0.1, "prior": 0.1}, ValueError, r"prior with a false_negative_margin: both would need"),
+    (
+        {"false_negative_margin": 0.1, "label_smoothing": 0.1},
+        ValueError,
+        r"label_smoothing with a false_negative_margin: both would need",
+    ),
     ({"prior": 0.1, "y": Y[:8]}, ValueError, r"x is \(9, 6\) but y is \(8, 6\)"),
     ({"prior": 0.1, "exchange": "ring"}, ValueError, r"exchange is 'ring' without a group"),
     ({"prior": 0.1, "reduction": "batchmean"}, ValueError, r"reduction is 'batchmean'"),
@@ -200,6 +216,10 @@ def test_what_does_not_combine_names_both_arguments(backend):
     joint = {"directions": ("xy", "yx"), "backend": backend}
     cases = [
         (lambda: ct.info_nce(X, Y, by_row, prior=0.1, backend=backend), r"prior with a scale of shape \(9,\)"),
+        (
+            lambda: ct.info_nce(X, Y, by_row, false_negative_margin=0.1, backend=backend),
+            r"false_negative_margin with a scale of shape \(9,\): over columns it needs one scale",
+        ),
         (lambda: ct.directional_info_nce(X, Y, 9.0, prior=0.1, **joint), r"prior with directions \('xy', 'yx'\)"),
         (
             lambda: ct.directional_info_nce(X, Y, 9.0, label_smoothing=0.1, **joint),

@@ -25,6 +25,8 @@ CASES = {  # function, options by name; "own", "shared", "groups" and "prior" by
     "qwen3": ("directional_info_nce", {"hard_negatives": "own", "prior": 0.05, "label_smoothing": 0.2}),
     "gte": ("directional_info_nce", {"hard_negatives": "shared", "directions": EVERY_DIRECTION, "groups": "ids"}),
     "apart": ("directional_info_nce", {"directions": EVERY_DIRECTION, "partition": "per_direction", "prior": 0.1}),
+    "margin": ("info_nce", {"hard_negatives": "shared", "false_negative_margin": -0.1, "groups": "ids"}),
+    "margins": ("directional_info_nce", {"directions": EVERY_DIRECTION, "false_negative_margin": -0.2}),
     "matryoshka": ("matryoshka", {"prior": 0.05, "label_smoothing": 0.2}),
 }
 

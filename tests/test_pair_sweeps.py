@@ -126,7 +126,9 @@ def test_only_what_is_needed_is_given_and_its_value_does_not_depend_on_the_rest(
 # Bounded workspace: several strips, and several column chunks in a strip
 
 
-@pytest.mark.parametrize("name", ["groups", "ceilings-and-groups", "self-triangular-700", "not-injective", "shard-last", "tall-no-positives"])
+@pytest.mark.parametrize(
+    "name", ["groups", "ceilings-and-groups", "self-triangular-700", "not-injective", "shard-last", "tall-no-positives"]
+)
 def test_a_small_workspace_changes_nothing_but_rounding(backend, name):
     problem = PROBLEMS[name](torch.float32)
     with small_workspace():

@@ -46,6 +46,7 @@ def info_nce(
     hard_negatives: Tensor | None = None,
     label_smoothing: float = 0.0,
     prior: float | Tensor | None = None,
+    false_negative_margin: float | None = None,
     reduction: str = "mean",
     group: Group | None = None,
     exchange: str | None = None,
@@ -76,6 +77,10 @@ def info_nce(
             masked, the positive among them, as in torch's cross_entropy.
         prior: tau, a number or (N,), from 0 to below 1: the chance that a negative is of its row's class, which the sum
             over negatives is corrected for (Chuang et al. 2020, debiased); rows are meant to be of unit length.
+        false_negative_margin: a negative, a hard one too, whose <x_i, y_j> is above that of the row's positive by more
+            than this is masked, as one that may be a positive in truth (Zhang et al. 2025: 0.1); over columns those
+            above the column's positive. A number, below 0 too. The mask is a constant: it has no gradient. Not with
+            label_smoothing or prior, and with symmetric one scale for all rows.
         reduction: "mean" or "sum" over rows, or "none".
         group: process group of torch.distributed whose processes hold the rows of a larger batch: x and y are this
             process's share, of any number of rows, 0 too; positives are columns of its own y, and ids in groups are
@@ -96,7 +101,7 @@ def info_nce(
         RuntimeError: the named backend cannot run; arguments were refused in another process of the group; an
             exchange failed or timed out.
     """
-    options = Options(hard_negatives, label_smoothing, prior)
+    options = Options(hard_negatives, label_smoothing, prior, false_negative_margin)
     if options.given:
         return objectives.info_nce(
             x,
@@ -137,6 +142,7 @@ def nt_xent(
     hard_negatives: Tensor | None = None,
     label_smoothing: float = 0.0,
     prior: float | Tensor | None = None,
+    false_negative_margin: float | None = None,
     reduction: str = "mean",
     group: Group | None = None,
     exchange: str | None = None,
@@ -152,7 +158,8 @@ def nt_xent(
             scale for all rows makes the logits symmetric and costs half of what scales by row do.
         positives: (2B,) integers, the other view of each row, default (i + B) mod 2B: nobody's own, and
             positives[positives[i]] == i. With a group, both views of a sample are in one process.
-        hard_negatives, label_smoothing, prior, reduction, group, exchange, backend: as for `info_nce`.
+        hard_negatives, label_smoothing, prior, false_negative_margin, reduction, group, exchange, backend: as for
+            `info_nce`.
 
     Returns:
         The loss, () or (2B,), float32, or float64 for float64 inputs. NaN in z gives NaN in every row.
@@ -162,7 +169,7 @@ def nt_xent(
         TypeError: a dtype does not fit.
         RuntimeError: the named backend cannot run.
     """
-    options = Options(hard_negatives, label_smoothing, prior)
+    options = Options(hard_negatives, label_smoothing, prior, false_negative_margin)
     if options.given:
         place = place_of(group, exchange, backend)
         return objectives.nt_xent(z, scale, options, place, positives=positives, reduction=reduction)

@@ -27,6 +27,7 @@ def directional_info_nce(
     hard_negatives: Tensor | None = None,
     label_smoothing: float = 0.0,
     prior: float | Tensor | None = None,
+    false_negative_margin: float | None = None,
     reduction: str = "mean",
     group: Group | None = None,
     exchange: str | None = None,
@@ -40,12 +41,12 @@ def directional_info_nce(
         yy    scale_i <y_pos(i), y_j>           j != pos(i)
 
     partition "joint": one normaliser, l_i = log( exp(s_i,pos) + sum of exp over all directions' negatives ) - s_i,pos.
-    ("xy", "xx", "yy") is then the loss of Qwen3-Embedding (Zhang et al. 2025) without its mask by score; all
-    four that of GTE (Li et al. 2023), which sums the positive twice, once from each end: so with "yx" here.
+    ("xy", "xx", "yy") with false_negative_margin=0.1 is then the loss of Qwen3-Embedding (Zhang et al. 2025); all four
+    without a margin that of GTE (Li et al. 2023), which sums the positive twice, once from each end: so with "yx" here.
     "per_direction": the mean of one such loss for each direction, every one with its own normaliser.
 
     "xy" and "yx" share their sweeps (4 products of N x M x D), xx and yy take up to 4 more each, or 2 where one scale
-    and no groups make their logits symmetric (yy: and N == M without positives).
+    and no groups make their logits symmetric (yy: and N == M without positives). With a margin each takes its 4.
 
     Args:
         directions: "xy", and any others of "yx", "xx", "yy".
@@ -54,6 +55,7 @@ def directional_info_nce(
         positives: (N,) integers, distinct with "yx".
         hard_negatives, label_smoothing, prior: as for `info_nce`; hard negatives are in "xy" alone. The last two count
             all candidates of a normaliser, and are refused where it has the positive twice.
+        false_negative_margin: as for `info_nce`, of all directions by <x_i, y_pos(i)>; with "yx" needs one scale.
         x, y, scale, reduction, group, exchange, backend: as for `info_nce`.
 
     Returns:
@@ -69,7 +71,7 @@ def directional_info_nce(
         y,
         scale,
         objectives.Scheme(tuple(directions), partition),
-        Options(hard_negatives, label_smoothing, prior),
+        Options(hard_negatives, label_smoothing, prior, false_negative_margin),
         place_of(group, exchange, backend),
         positives=positives,
         groups=groups,

@@ -144,7 +144,7 @@ def of_rows(found: Swept) -> Negatives:
 
 def of_columns(found: Swept) -> Negatives:
     """For each row the candidates of its positive's column: the other rows."""
-    x, _, scale, positives, row_ids, col_ids = found.inputs
+    x, _, scale, positives, row_ids, col_ids, _ = found.inputs
     assert found.col is not None
     assert positives is not None
     log_sum = found.col[positives]
@@ -162,7 +162,7 @@ def of_hard(found: Swept, place: Place, hardness: float = 0.0) -> list[Negatives
     hardness: added to the scale of each row's own ones, in their values alone.
     """
     x, _, scale, *_ = found.inputs
-    hard, dtype = found.terms.hard_negatives, accumulation_dtype(x.dtype)
+    hard, dtype, ceiling = found.terms.hard_negatives, accumulation_dtype(x.dtype), found.terms.ceiling(scale)
     if hard is None or (hard.shape[-2] == 0 and (hard.dim() == 3 or place.group is None)):
         return []
     if hard.dim() == 3:
@@ -171,8 +171,10 @@ def of_hard(found: Swept, place: Place, hardness: float = 0.0) -> list[Negatives
         logits = scale.to(dtype).reshape(-1, 1) * products
         if hardness:
             logits = logits + hardness * products.detach()
+        if found.terms.most_similar is not None:
+            logits = logits.masked_fill(products > found.terms.most_similar[:, None], -math.inf)
         return [Negatives(log_sum(logits), hard.shape[1], logits.sum(1) if found.terms.label_smoothing else None)]
-    inputs = PairInputs(x, hard, scale, None, None, None)
+    inputs = PairInputs(x, hard, scale, None, None, None, ceiling)
     swept = sweep_negatives(lambda _: (inputs, found.terms), place, columns=False, function="hard negatives")
     if not _counts(found.terms):
         return [Negatives(swept.row, None, None)]
@@ -181,9 +183,10 @@ def of_hard(found: Swept, place: Place, hardness: float = 0.0) -> list[Negatives
 
 def among(found: Swept, place: Place, *, of_y: bool) -> Negatives:
     """Each row against the others of its own side: x against x, or with of_y its positive against y."""
-    x, y, scale, positives, row_ids, col_ids = found.inputs
+    x, y, scale, positives, row_ids, col_ids, _ = found.inputs
     assert y is not None
     assert positives is not None
+    ceiling = found.terms.ceiling(scale)
     if of_y:
         # Whether logits are symmetric is one question to all processes.
         whole = found.in_order and list(found.rows) == list(found.cols)
@@ -193,11 +196,11 @@ def among(found: Swept, place: Place, *, of_y: bool) -> Negatives:
         rows, columns = x, x
         ids = None if row_ids is None else Ids(row_ids, row_ids, row_ids)
     if ids is not None:
-        inputs = PairInputs(rows, columns, scale, None, ids.row, ids.col)
+        inputs = PairInputs(rows, columns, scale, None, ids.row, ids.col, ceiling)
     elif rows is columns:  # logits are symmetric, if the scale is one
-        inputs = PairInputs(rows, None, scale, None, None, None)
+        inputs = PairInputs(rows, None, scale, None, None, None, ceiling)
     else:
-        inputs = PairInputs(rows, columns, scale, positives, None, None)
+        inputs = PairInputs(rows, columns, scale, positives, None, None, ceiling)
     swept = sweep_negatives(lambda _: (inputs, found.terms), place, columns=False, function="one side")
     if not _counts(found.terms):
         return Negatives(swept.row, None, None)

@@ -71,7 +71,7 @@ def info_nce(
     found = sweep_negatives(
         prepare,
         place,
-        columns=symmetric,
+        columns=symmetric and options.false_negative_margin is None,
         function="info_nce",
         in_order=positives is None,
         reduction=reduction,
@@ -79,7 +79,7 @@ def info_nce(
     )
     losses = _losses_of_rows(found, place)
     if symmetric:
-        losses = (losses + _losses_of([of_columns(found)], found)) / 2
+        losses = (losses + _losses_of([of_columns(_with_columns(found, place))], found)) / 2
     return found.reduced(losses, reduction)
 
 
@@ -118,12 +118,12 @@ def directional(
         if by_column and positives is not None:  # a column that is nobody's positive has no loss
             check_positives(positives, x, len(y), distinct=True)
         inputs, terms = options.checked(inputs, columns=by_column, group=place.group is not None)
-        return _moved(inputs, hardness.others), terms
+        return (_scaled(inputs, terms, inputs.scale + hardness.others) if hardness.others else inputs), terms
 
     swept = sweep_negatives(
         prepare,
         place,
-        columns=by_column and not hardness.others,
+        columns=by_column and not hardness.others and options.false_negative_margin is None,
         function="directional_info_nce",
         in_order=positives is None,
         reduction=reduction,
@@ -139,7 +139,7 @@ def directional(
         if direction == "xy":
             parts.append([of_rows(found), *of_hard(found, place, hardness.own)])
         elif direction == "yx":
-            parts.append([of_columns(found if found.col is not None else _from_columns(found, place))])
+            parts.append([of_columns(_with_columns(found, place))])
         else:
             parts.append([among(found, place, of_y=direction == "yy")])
     if scheme.partition == "per_direction":
@@ -182,8 +182,8 @@ def _losses_of(kinds: Sequence[Negatives], found: Swept) -> Tensor:
 # Hardness: values at scale + hardness, gradients at scale
 
 
-def _moved(inputs: PairInputs, others: float) -> PairInputs:
-    return inputs._replace(scale=inputs.scale + others) if others else inputs
+def _scaled(inputs: PairInputs, terms: SoftmaxTerms, scale: Tensor) -> PairInputs:
+    return inputs._replace(scale=scale, row_ceiling=terms.ceiling(scale))
 
 
 def _given_back(found: Swept, scale: float | Tensor, others: float) -> Swept:
@@ -193,19 +193,23 @@ def _given_back(found: Swept, scale: float | Tensor, others: float) -> Swept:
     assert not isinstance(scale, Tensor)
     assert found.positive is not None
     rate = scale / (scale + others)
-    inputs = found.inputs._replace(scale=torch.full_like(found.inputs.scale, scale))
+    inputs = _scaled(found.inputs, found.terms, torch.full_like(found.inputs.scale, scale))
     row = rate * found.row + (1 - rate) * found.row.detach()
     return replace(found, inputs=inputs, row=row, positive=rate * found.positive)
 
 
-def _from_columns(found: Swept, place: Place) -> Swept:
-    """The same with the columns' log-sums, from a sweep of its own: positives against x."""
-    x, y, scale, positives, row_ids, col_ids = found.inputs
+def _with_columns(found: Swept, place: Place) -> Swept:
+    """The same with the columns' log-sums, where the rows' sweep could not find them from one of its own: positives
+    against x. They have no hardness, and a ceiling of their own for each column.
+    """
+    if found.col is not None:
+        return found
+    x, y, scale, positives, row_ids, col_ids, _ = found.inputs
     assert y is not None
     assert positives is not None
     own = torch.arange(len(x), device=x.device)
     ids = (None, None) if row_ids is None or col_ids is None else (col_ids[positives], row_ids)
-    inputs = PairInputs(found.paired, x, scale, own, *ids)
+    inputs = PairInputs(found.paired, x, scale, own, *ids, found.terms.ceiling(scale))
     swept = sweep_negatives(lambda _: (inputs, found.terms), place, columns=False, function="columns")
     col = swept.row.new_full((len(y),), -torch.inf).scatter(0, positives, swept.row)
     return replace(found, col=col)

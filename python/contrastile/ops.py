@@ -24,7 +24,9 @@ from contrastile.formulas_siglip import SigLipKept
 from contrastile.pairs import GivenWeights, WeightFunction
 from contrastile.validation import PairInputs, accumulation_dtype
 
-INPUTS_SCHEMA = "Tensor x, Tensor? y, Tensor scale, Tensor? positives, Tensor? row_groups, Tensor? col_groups"
+INPUTS_SCHEMA = (
+    "Tensor x, Tensor? y, Tensor scale, Tensor? positives, Tensor? row_groups, Tensor? col_groups, Tensor? row_ceiling"
+)
 FORM_SCHEMA = "bool form_dx, bool form_dy, bool form_dscale"
 TRACED_SCHEMA = "str backend, str release"
 TERMS_SCHEMA = "Tensor log_u, Tensor? log_v, Tensor? row_draws, Tensor? col_draws, float log_multiplier, bool cap"
@@ -216,7 +218,7 @@ def _fake_log_negatives(*arguments: Any) -> tuple[Tensor, ...]:
 
 def _keep_log_negatives(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
     ctx.columns, ctx.backend, _ = inputs[INPUTS:]
-    ctx.with_positives = inputs[INPUTS - 3] is not None
+    ctx.with_positives = PairInputs(*inputs[:INPUTS]).positives is not None
     ctx.save_for_backward(*inputs[:INPUTS], *output[3:], output[2])
     absent = [*([] if ctx.columns else [output[1]]), *([] if ctx.with_positives else [output[2]])]
     ctx.mark_non_differentiable(*absent, *output[3:])

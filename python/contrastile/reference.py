@@ -11,6 +11,7 @@ negative is every remaining pair.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -62,6 +63,7 @@ def info_nce(
     hard_negatives: Tensor | None = None,
     label_smoothing: float = 0.0,
     prior: float | Tensor | None = None,
+    false_negative_margin: float | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """InfoNCE (van den Oord et al. 2018, eq. 4); symmetric=True is CLIP's average (Radford et al. 2021, fig. 3).
@@ -73,7 +75,8 @@ def info_nce(
     Args:
         x: anchors (N, D). y: candidates (M, D). scale: number, () or (N,).
         positives: (N,) int64, default arange(N); a permutation if symmetric. groups: ((N,), (M,)) integers.
-        hard_negatives: (N, K, D) or (L, D). prior: number or (N,). See `contrastile.info_nce`.
+        hard_negatives: (N, K, D) or (L, D). prior: number or (N,). false_negative_margin: number. See
+            `contrastile.info_nce`.
 
     Returns:
         () for reduction "mean" or "sum", (N,) for "none".
@@ -81,13 +84,16 @@ def info_nce(
     logits = _logits(x, y, scale)
     positives = _default_positives(x, positives)
     _, is_negative = _kinds(logits, positives, groups)
-    if hard_negatives is None and prior is None and not label_smoothing:
+    if hard_negatives is None and prior is None and not label_smoothing and false_negative_margin is None:
         return _reduce(_info_nce_rows(logits, positives, is_negative, symmetric), reduction)
-    terms = x, scale, hard_negatives, label_smoothing, prior
-    rows = with_options(logits, is_negative, _at(logits, positives), *terms)
+    products = _logits(x, y, 1.0)
+    most_similar = _most_similar(products, positives, false_negative_margin)
+    options = label_smoothing, prior, most_similar
+    kept = is_negative & ~(products > most_similar[:, None])
+    rows = with_options(logits, kept, _at(logits, positives), x, scale, hard_negatives, *options)
     if symmetric:
-        of_column, kept = logits.T[positives], is_negative.T[positives]
-        columns = with_options(of_column, kept, _at(logits, positives), x, scale, None, label_smoothing, prior)
+        kept = is_negative.T[positives] & ~(products.T[positives] > most_similar[:, None])
+        columns = with_options(logits.T[positives], kept, _at(logits, positives), x, scale, None, *options)
         rows = (rows + columns) / 2
     return _reduce(rows, reduction)
 
@@ -100,6 +106,7 @@ def nt_xent(
     hard_negatives: Tensor | None = None,
     label_smoothing: float = 0.0,
     prior: float | Tensor | None = None,
+    false_negative_margin: float | None = None,
     reduction: str = "mean",
 ) -> Tensor:
     """NT-Xent (Chen et al. 2020, SimCLR, eq. 1): InfoNCE of z against itself, a sample never its own negative.
@@ -107,7 +114,7 @@ def nt_xent(
     Args:
         z: both views stacked, (2B, D); the positive of i is (i + B) mod 2B. scale: number, () or (2B,).
         positives: (2B,) int64, an involution without fixed points, instead of that pairing.
-        hard_negatives, label_smoothing, prior: as for `info_nce`.
+        hard_negatives, label_smoothing, prior, false_negative_margin: as for `info_nce`.
 
     Returns:
         () for reduction "mean" or "sum", (2B,) for "none".
@@ -118,10 +125,13 @@ def nt_xent(
     logits = _logits(z, z, scale)
     _, is_negative = _kinds(logits, positives, None)
     is_negative = is_negative & ~torch.eye(rows, dtype=torch.bool, device=z.device)
-    if hard_negatives is not None or prior is not None or label_smoothing:
-        terms = z, scale, hard_negatives, label_smoothing, prior
-        return _reduce(with_options(logits, is_negative, _at(logits, positives), *terms), reduction)
-    return _reduce(_info_nce_rows(logits, positives, is_negative, symmetric=False), reduction)
+    if hard_negatives is None and prior is None and not label_smoothing and false_negative_margin is None:
+        return _reduce(_info_nce_rows(logits, positives, is_negative, symmetric=False), reduction)
+    products = _logits(z, z, 1.0)
+    most_similar = _most_similar(products, positives, false_negative_margin)
+    kept = is_negative & ~(products > most_similar[:, None])
+    terms = z, scale, hard_negatives, label_smoothing, prior, most_similar
+    return _reduce(with_options(logits, kept, _at(logits, positives), *terms), reduction)
 
 
 def log_normalizers(
@@ -281,6 +291,10 @@ def _kinds(logits: Tensor, positives: Tensor | None, groups: Groups | None) -> t
         row_ids, col_ids = groups
         is_negative = is_negative & (row_ids[:, None] != col_ids)
     return is_positive, is_negative
+
+
+def _most_similar(products: Tensor, positives: Tensor, margin: float | None) -> Tensor:
+    return _at(products, positives) + (math.inf if margin is None else margin)
 
 
 def _at(logits: Tensor, positives: Tensor) -> Tensor:

@@ -28,6 +28,11 @@ class SoftmaxTerms(NamedTuple):
     hard_negatives: Tensor | None = None  # (N, K, D) each row's own, or (L, D) shared; still attached to its graph
     label_smoothing: float = 0.0
     prior: Prior | None = None
+    most_similar: Tensor | None = None  # (N,) a negative of a larger product <x_i, y_j> is masked
+
+    def ceiling(self, scale: Tensor) -> Tensor | None:
+        """In logits of that scale, () or (N,)."""
+        return None if self.most_similar is None else self.most_similar * scale.detach().to(self.most_similar.dtype)
 
 
 class Options(NamedTuple):
@@ -36,16 +41,19 @@ class Options(NamedTuple):
     hard_negatives: Tensor | None = None
     label_smoothing: float = 0.0
     prior: float | Tensor | None = None
+    false_negative_margin: float | None = None
 
     @property
     def given(self) -> bool:
-        return self.hard_negatives is not None or self.prior is not None or self.label_smoothing != 0
+        objects = self.hard_negatives, self.prior, self.false_negative_margin
+        return self.label_smoothing != 0 or any(option is not None for option in objects)
 
     def facts(self) -> dict[str, Any]:
         """What must be equal in all processes of a group."""
         prior, hard = self.prior, self.hard_negatives
         return {
             "label_smoothing": self.label_smoothing,
+            "false_negative_margin": self.false_negative_margin,
             "prior": "by row" if isinstance(prior, Tensor) and prior.dim() else prior is not None,
             "hard_negatives": hard if not isinstance(hard, Tensor) else {2: "shared", 3: "by row"}.get(hard.dim()),
         }
@@ -72,7 +80,30 @@ class Options(NamedTuple):
                 "label_smoothing with groups over a process group: the sum of a row's candidates would need those of "
                 "equal id from every process; expected groups=None, or label_smoothing=0"
             )
-        return inputs, SoftmaxTerms(hard, smoothing, prior)
+        terms = SoftmaxTerms(hard, smoothing, prior, self._most_similar(inputs, columns, scale_name))
+        return inputs._replace(row_ceiling=terms.ceiling(inputs.scale)), terms
+
+    def _most_similar(self, inputs: PairInputs, columns: bool, scale_name: str) -> Tensor | None:
+        margin = self.false_negative_margin
+        if margin is None:
+            return None
+        check_number("false_negative_margin", margin, -math.inf)
+        for name in ("label_smoothing", "prior"):
+            if getattr(self, name):
+                raise ValueError(
+                    f"{name} with a false_negative_margin: both would need the number of negatives that it leaves; "
+                    "expected one of them"
+                )
+        if columns and inputs.scale.dim():
+            raise ValueError(
+                f"false_negative_margin with a {scale_name} of shape {tuple(inputs.scale.shape)}: over columns it "
+                f"needs one {scale_name}"
+            )
+        columns_of = inputs.x if inputs.y is None else inputs.y
+        assert inputs.positives is not None
+        with torch.no_grad():
+            dtype = accumulation_dtype(inputs.x.dtype)
+            return (inputs.x.to(dtype) * columns_of[inputs.positives].to(dtype)).sum(1) + margin
 
 
 def _check_hard_negatives(hard: Tensor | None, inputs: PairInputs) -> tuple[PairInputs, Tensor | None]:

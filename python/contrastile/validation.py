@@ -35,11 +35,12 @@ class PairInputs(NamedTuple):
     positives: Tensor | None  # (N,) int64
     row_groups: Tensor | None  # (N,) int64
     col_groups: Tensor | None  # (M,) int64
+    row_ceiling: Tensor | None = None  # (N,) accumulation dtype: a logit above it is masked
 
     @property
     def self_similarity(self) -> bool:
-        """Logits are symmetric."""
-        return self.y is None and self.scale.dim() == 0
+        """Logits are symmetric, and so is what is masked."""
+        return self.y is None and self.scale.dim() == 0 and self.row_ceiling is None
 
     def problem(self) -> PairProblem:
         """The same for a backend: unit stride along D, scale by row. To be called without gradient recording."""
@@ -53,6 +54,7 @@ class PairInputs(NamedTuple):
             positives=self.positives,
             row_groups=self.row_groups,
             col_groups=self.col_groups,
+            row_ceiling=self.row_ceiling,
             self_offset=0 if self.y is None else None,
             self_similarity=self.self_similarity,
         )
@@ -148,9 +150,9 @@ def check_alike(embeddings: dict[str, Tensor]) -> list[Tensor]:
 def check_number(name: str, value: float, lowest: float, highest: float = math.inf) -> float:
     if not _is_number(value):
         raise TypeError(f"{name} is {_kind(value)}: expected a number")
-    if not (lowest <= value <= highest and value < math.inf):
-        bounds = f"of at least {lowest:g}" if highest == math.inf else f"from {lowest:g} to {highest:g}"
-        raise ValueError(f"{name} is {value}: expected a finite number {bounds}")
+    if not (lowest <= value <= highest and -math.inf < value < math.inf):
+        bounds = f" of at least {lowest:g}" if highest == math.inf else f" from {lowest:g} to {highest:g}"
+        raise ValueError(f"{name} is {value}: expected a finite number{bounds if lowest > -math.inf else ''}")
     return value
 
 

@@ -18,7 +18,8 @@ class InfoNCELoss(nn.Module):
     """`info_nce` as a module.
 
     Args:
-        symmetric, label_smoothing, prior, group, exchange, backend: as for `info_nce`; prior is a number or None.
+        symmetric, label_smoothing, prior, false_negative_margin, group, exchange, backend: as for `info_nce`; prior is
+            a number or None.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class InfoNCELoss(nn.Module):
         symmetric: bool = True,
         label_smoothing: float = 0.0,
         prior: float | None = None,
+        false_negative_margin: float | None = None,
         group: Group | None = None,
         exchange: str | None = None,
         backend: str | None = None,
@@ -35,6 +37,7 @@ class InfoNCELoss(nn.Module):
         self.symmetric = symmetric
         self.label_smoothing = label_smoothing
         self.prior = prior
+        self.false_negative_margin = false_negative_margin
         self.group = group
         self.exchange = exchange
         self.backend = backend
@@ -61,6 +64,7 @@ class InfoNCELoss(nn.Module):
             hard_negatives=hard_negatives,
             label_smoothing=self.label_smoothing,
             prior=self.prior if prior is None else prior,
+            false_negative_margin=self.false_negative_margin,
             group=self.group,
             exchange=self.exchange,
             backend=self.backend,
@@ -71,8 +75,8 @@ class DirectionalInfoNCELoss(nn.Module):
     """`directional_info_nce` as a module.
 
     Args:
-        directions, partition, label_smoothing, prior, group, exchange, backend: as for `directional_info_nce`; prior is
-            a number or None.
+        directions, partition, label_smoothing, prior, false_negative_margin, group, exchange, backend: as for
+            `directional_info_nce`; prior is a number or None.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class DirectionalInfoNCELoss(nn.Module):
         *,
         label_smoothing: float = 0.0,
         prior: float | None = None,
+        false_negative_margin: float | None = None,
         group: Group | None = None,
         exchange: str | None = None,
         backend: str | None = None,
@@ -91,6 +96,7 @@ class DirectionalInfoNCELoss(nn.Module):
         self.partition = partition
         self.label_smoothing = label_smoothing
         self.prior = prior
+        self.false_negative_margin = false_negative_margin
         self.group = group
         self.exchange = exchange
         self.backend = backend
@@ -118,6 +124,7 @@ class DirectionalInfoNCELoss(nn.Module):
             hard_negatives=hard_negatives,
             label_smoothing=self.label_smoothing,
             prior=self.prior if prior is None else prior,
+            false_negative_margin=self.false_negative_margin,
             group=self.group,
             exchange=self.exchange,
             backend=self.backend,
