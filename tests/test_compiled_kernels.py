@@ -71,7 +71,7 @@ def test_the_matrix_has_every_kernel_that_the_launcher_starts(target):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("kind", ["gradient capped", "gradient groups", "statistics ranks"])
+@pytest.mark.parametrize("kind", ["gradient capped", "gradient groups", "gradient ceilings", "statistics ranks"])
 def test_the_matrix_has_every_kind_of_launch_with_descriptors_and_pointers(target, kind):
     found = {(c.dtype, c.precision, c.aligned) for c in all_configurations((target,)) if c.sweep == kind}
     assert found >= {("bf16", "ieee", True), ("bf16", "ieee", False), ("fp32", "tf32", True), ("fp32", "ieee", True)}

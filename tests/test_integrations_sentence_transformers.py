@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import Shape, _load, assert_as_exact_as_dense, unit_rows
+from support import Shape, _load, assert_as_exact_as_dense, gradients_of, unit_rows
 from torch import nn
 
 pytest.importorskip("sentence_transformers")
@@ -98,6 +98,33 @@ def test_in_float64_both_agree_to_rounding(setting):
             torch.cat([loss.detach().reshape(1), *(g.flatten() for g in torch.autograd.grad(loss, [*leaves.values()]))])
         )
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-13)
+
+
+def guided_by_itself(margin, contrast_positives):
+    """The library's GISTEmbedLoss whose guide is the model: its constructor asks for tokenizers."""
+    loss = theirs.GISTEmbedLoss.__new__(theirs.GISTEmbedLoss)
+    nn.Module.__init__(loss)
+    loss.model = loss.guide = GivenEmbeddings()
+    loss.temperature, loss.similarity_fct, loss.must_retokenize = 0.05, nn.CosineSimilarity(dim=-1), False
+    loss.margin_strategy, loss.margin, loss.gather_across_devices = "absolute", -margin, False
+    loss.contrast_anchors, loss.contrast_positives = True, contrast_positives
+    loss.cross_entropy_loss = nn.CrossEntropyLoss()
+    return lambda **columns: loss([{"embedding": column} for column in columns.values()], None)
+
+
+@pytest.mark.parametrize("margin", [-0.1, 0.0, 0.05])
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_false_negatives_are_masked_as_gist_masks_them(name, count, margin):
+    columns = columns_of(Shape(33, 33, 12), count, torch.float64)
+    directions = ("query_to_doc", "query_to_query", "doc_to_doc")[: 3 if count == 2 else 2]  # no hard ones in its last
+    margined = on_embeddings(ours, name, directions=directions, false_negative_margin=margin, scale=20.0)
+    unmasked = on_embeddings(ours, name, directions=directions, scale=20.0)
+    gist = guided_by_itself(margin, count == 2)
+    found, expected = (gradients_of(loss, columns) for loss in (margined, gist))
+    assert abs(unmasked(**columns) - expected["loss"]) > 1e-3
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-9, atol=1e-11, msg=lambda m, n=key: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("setting", ["plain", "every direction", "in-batch hardness"])

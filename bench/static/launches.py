@@ -216,7 +216,7 @@ def _pairs(configuration: Configuration) -> Pairs:
         positives=_longs(),
         row_groups=_longs() if grouped else None,
         col_groups=_longs() if grouped else None,
-        row_ceiling=_floats() if configuration.terms == "ceiling" else None,
+        row_ceiling=_floats() if configuration.terms == "ceilings" else None,
         self_offset=0 if configuration.terms == "self" else None,
         rows=ROWS,
         cols=ROWS,

@@ -20,15 +20,23 @@ ROWS = 32768  # of X and of Y
 WINDOW = 4096  # rows and columns of a window: a 32 MiB strip of 16-bit coefficients
 FUSED_WINDOW = isqrt(MOST_PAIRS)
 # Of the statistics sweep: both directions with positives, or of rows alone, with ranks, with groups of pairs that are
-# no negatives, within one set of embeddings.
-STATISTICS = ("statistics", "statistics rows", "statistics ranks", "statistics groups", "statistics self")
-# Of the gradient sweep: both terms (InfoNCE), or that of rows alone, both capped with all sums (gamma), groups, self,
-# the sums alone, and sigmoids of rows with the sums of masses and weights (SigLIP).
+# no negatives or ceilings that mask larger logits, within one set of embeddings.
+STATISTICS = (
+    "statistics",
+    "statistics rows",
+    "statistics ranks",
+    "statistics groups",
+    "statistics ceilings",
+    "statistics self",
+)
+# Of the gradient sweep: both terms (InfoNCE), or that of rows alone, both capped with all sums (gamma), groups,
+# ceilings, self, the sums alone, and sigmoids of rows with the sums of masses and weights (SigLIP).
 GRADIENTS = (
     "gradient",
     "gradient rows",
     "gradient capped",
     "gradient groups",
+    "gradient ceilings",
     "gradient self",
     "gradient sums",
     "gradient sigmoid",
@@ -38,7 +46,8 @@ ONE_DIRECTION = ("gradient guessed", "gradient repair")
 # Of the fused sweep: both gradients, one of them by atomic addition, or one a launch; each with the same terms, and
 # without a cap there may be masses alone.
 FUSED = ("fused", "fused anchors", "fused candidates")
-FUSED_TERMS = ("rows", "capped", "masses", "groups", "sigmoid")
+FUSED_TERMS = ("rows", "capped", "masses", "groups", "ceilings", "sigmoid")
+MASKING_TERMS = ("groups", "ceilings")
 # That sums come with; the launch of "repair" takes the plan of the one before it.
 TERMS_WITH_SUMS = ("capped", "masses", "sums", "guessed", "repair", "sigmoid")
 # What comes before and after the sweeps; the tiles of the two sweeps differ. The last pass over the rows of dX with its
@@ -98,11 +107,11 @@ class Configuration:
             return self.tried
         described = self.target, DTYPES[self.dtype].itemsize * 8, self.depth, self.aligned
         if self.kernel == "fused":
-            crowded = self.terms in (*TERMS_WITH_SUMS, "groups")
+            crowded = self.terms in (*TERMS_WITH_SUMS, *MASKING_TERMS)
             return gradient_plan(*described, crowded, capped=self.terms == "capped" and has_both_gradients(self))
         if self.sweep in (*STATISTICS, "positives statistics", "merge"):
             return tile_plan("statistics", *described, crowded=self.terms == "ranks")
-        crowded = self.terms in (*TERMS_WITH_SUMS, "groups") or self.sweep in AROUND
+        crowded = self.terms in TERMS_WITH_SUMS or self.sweep in AROUND
         return tile_plan("gradient", *described, crowded=crowded)
 
 
@@ -135,6 +144,8 @@ def covering_configurations() -> Iterator[Configuration]:
     yield Configuration("sm_80", "statistics rows", "fp32", 512, "tf32")
     yield Configuration("sm_80", "gradient guessed", "fp32", 512, "ieee")
     yield Configuration("sm_86", "gradient groups", "bf16", 512)
+    yield Configuration("sm_86", "fused ceilings", "bf16", 128)
+    yield Configuration("sm_90", "gradient ceilings", "bf16", 512)
     yield Configuration("sm_90", "statistics ranks", "bf16", 512)
     yield Configuration("sm_90", "statistics groups", "bf16", 512, aligned=False)
     yield Configuration("sm_90", "gradient capped", "bf16", 512, aligned=False)

@@ -43,6 +43,7 @@ class Terms(NamedTuple):
     directions: tuple[str, ...]
     partition_mode: str
     hardness: Hardness
+    false_negative_margin: float | None
 
 
 DIRECTIONS = {"query_to_doc": "xy", "doc_to_query": "yx", "query_to_query": "xx", "doc_to_doc": "yy"}
@@ -63,14 +64,22 @@ class MultipleNegativesRankingLoss(losses.MultipleNegativesRankingLoss):
     the library: gradients are equal to its own. The value is the whole batch's in every process, where the library
     gives the mean over own queries, whose average over the processes it is.
 
+    Args:
+        false_negative_margin: a keyword of this class alone: candidates whose similarity is above that of query and
+            positive by more than this are left out, see `contrastile.info_nce`; None for none.
+
     Raises:
         ValueError: similarity_fct is another function, or as the library's class does.
     """
 
     @functools.wraps(losses.MultipleNegativesRankingLoss.__init__)  # type: ignore[misc]
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, false_negative_margin: float | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _normalizes(self.similarity_fct)
+        self.false_negative_margin = false_negative_margin
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return super().get_config_dict() | _given(false_negative_margin=self.false_negative_margin)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """The mean loss over queries, (), float32, or float64 for float64 embeddings; labels are not read.
@@ -95,14 +104,21 @@ class CachedMultipleNegativesRankingLoss(losses.CachedMultipleNegativesRankingLo
     library's, which knows how to cut the library's features; the loss between the two forwards is one pass over the
     whole batch here, instead of one with a backward for every mini-batch of queries.
 
+    Args:
+        false_negative_margin: as for `MultipleNegativesRankingLoss`.
+
     Raises:
         ValueError: similarity_fct is neither cos_sim nor dot_score, or as the library's class does.
     """
 
     @functools.wraps(losses.CachedMultipleNegativesRankingLoss.__init__)  # type: ignore[misc]
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, false_negative_margin: float | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         _normalizes(self.similarity_fct)
+        self.false_negative_margin = false_negative_margin
+
+    def get_config_dict(self) -> dict[str, Any]:
+        return super().get_config_dict() | _given(false_negative_margin=self.false_negative_margin)
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
@@ -130,9 +146,14 @@ def _loss_of(module: Any, columns: Sequence[Tensor]) -> Tensor:
         tuple(sorted(set(module.directions))),
         module.partition_mode,
         Hardness(share_own * module.hardness_strength, share_others * module.hardness_strength),
+        module.false_negative_margin,
     )
     gathers = module.gather_across_devices and distributed.is_available() and distributed.is_initialized()
     return _ranking_loss(columns, terms, distributed.group.WORLD if gathers else None)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _normalizes(similarity_fct: Callable[[Tensor, Tensor], Tensor]) -> bool:
@@ -153,7 +174,8 @@ def _ranking_loss(columns: Sequence[Tensor], terms: Terms, group: Group | None) 
         columns = [F.normalize(column, dim=1) for column in columns]
     queries, *documents = (as_autocast_multiplies(column) for column in columns)
     directions = terms.directions
-    if any(terms.hardness) or (terms.partition_mode == "joint" and len(directions) > 1):
+    jointly = terms.partition_mode == "joint" and len(directions) > 1
+    if any(terms.hardness) or jointly or terms.false_negative_margin is not None:
         return _from_normalizers(queries, documents, terms, share)
     if "doc_to_query" not in directions:
         return info_nce(queries, torch.cat(documents), terms.scale, symmetric=False, group=group)
@@ -184,7 +206,10 @@ def _from_normalizers(queries: Tensor, documents: list[Tensor], terms: Terms, sh
         torch.cat(documents),
         terms.scale,
         scheme,
-        Options(hard_negatives=torch.stack(documents[1:], dim=1) if len(documents) > 1 else None),
+        Options(
+            hard_negatives=torch.stack(documents[1:], dim=1) if len(documents) > 1 else None,
+            false_negative_margin=terms.false_negative_margin,
+        ),
         Place(group),
         positives=None,
         groups=(of_query, of_query.repeat(len(documents))),
