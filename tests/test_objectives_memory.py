@@ -30,6 +30,7 @@ def options(x, **more):
 
 losses = {
     "info_nce": lambda x, y, s: ct.info_nce(x, y, s, **options(x)),
+    "margin": lambda x, y, s: ct.info_nce(x, y, s, hard_negatives=own(x), false_negative_margin=-0.1),
     "directions": lambda x, y, s: ct.directional_info_nce(x, y, s, **options(x)),
 }
 for loss in losses.values():
