@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from contrastile import backends, formulas
+from contrastile.distributed import Group
+from contrastile.distributed.losses import share
 from contrastile.validation import Groups, check_pairs
 
 __all__ = ["recall_at_k", "retrieval_ranks"]
@@ -19,6 +21,7 @@ def retrieval_ranks(
     positives: Tensor | None = None,
     *,
     groups: Groups | None = None,
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Number of negatives whose inner product with x_i is strictly larger than the positive's: 0 is retrieved first.
@@ -27,6 +30,8 @@ def retrieval_ranks(
         x: queries, (N, D), float16, bfloat16, float32 or float64. y: candidates, (M, D), dtype and device of x.
         positives: (N,) integers, the column of each row's positive, default arange(N); several rows may share one.
         groups: (row_ids (N,), col_ids (M,)), integers: a pair of equal ids other than the positive is not ranked.
+        group: process group whose processes hold queries and candidates of a larger set, each query's positive among
+            its own candidates: ranks of own queries among all candidates, which are gathered.
         backend: name of a backend instead of the automatic choice.
 
     Returns:
@@ -36,6 +41,16 @@ def retrieval_ranks(
     Raises:
         ValueError, TypeError, RuntimeError: as `info_nce` does.
     """
+    if group is not None:
+        shared = share(
+            "retrieval_ranks",
+            lambda: (check_pairs(x, y, 1.0, positives, groups, both_directions=False, may_be_empty=True), None),
+            group,
+            "gather",
+            backend,
+        )
+        with torch.no_grad():
+            return formulas.retrieval_ranks_forward(shared.inputs, shared.sweeps)
     inputs = check_pairs(x, y, 1.0, positives, groups, both_directions=False)
     name = backends.resolve(backend, x.device.type, x.dtype)
     with torch.no_grad():

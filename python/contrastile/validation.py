@@ -126,13 +126,13 @@ def check_views(
     return PairInputs(z, None, _check_scale(scale, z), positives, None, None)
 
 
-def check_alike(embeddings: dict[str, Tensor]) -> list[Tensor]:
+def check_alike(embeddings: dict[str, Tensor], *, may_be_empty: bool = False) -> list[Tensor]:
     """Embeddings of the same samples, by the names of their arguments: one shape, device and dtype.
 
-    Under autocast the narrower dtypes are widened.
+    Under autocast the narrower dtypes are widened. may_be_empty: no rows are a share of a larger batch.
     """
     for name, rows in embeddings.items():
-        _check_embeddings(name, rows)
+        _check_embeddings(name, rows, may_be_empty)
     (first, like), *others = embeddings.items()
     for name, rows in others:
         if rows.shape != like.shape:

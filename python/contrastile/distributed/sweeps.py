@@ -43,8 +43,8 @@ class GroupSweeps:
         return self.local.positive_logits(problem) if problem.rows else torch.empty_like(problem.scale)
 
     def pair_stats(self, problem: PairProblem, *, columns: bool = False, ranks: bool = False) -> PairStats:
-        assert not ranks, "ranks need the positives' logits before the sweep"
-        return self._statistics(problem, self.plan.hold(_columns_of(problem)), columns)
+        held = self.plan.hold(_columns_of(problem))
+        return self._ranks(problem, held) if ranks else self._statistics(problem, held, columns)
 
     def pair_grad(self, problem: PairProblem, weights: GivenWeights | SoftmaxWeights, needs: GradNeeds) -> PairGrads:
         held = self.plan.hold(_columns_of(problem))
@@ -58,6 +58,15 @@ class GroupSweeps:
         col_gain = gain if weights.columns else None
         given = softmax_weights(stats, problem.positives, gain, col_gain, problem.self_similarity)
         return replace(self._gradients(problem, held, given, replace(needs, stats=False)), stats=stats)
+
+    def _ranks(self, problem: PairProblem, held: Columns) -> PairStats:
+        """Of own rows alone. A rank needs its positive's logit beside every column, which only gathering gives."""
+        assert isinstance(self.plan, GatherPlan)
+        part = _block_problem(problem, held, self.plan.offset)
+        if part.rows:
+            return self.local.pair_stats(part, ranks=True)
+        none = torch.empty_like(problem.scale)
+        return PairStats(none, none, None, None, none, none.to(torch.int64))
 
     def _statistics(self, problem: PairProblem, held: Columns, columns: bool) -> PairStats:
         rows = Sums(top=_nothing(problem.scale), total=torch.zeros_like(problem.scale))

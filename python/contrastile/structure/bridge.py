@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from contrastile.distributed import Group
+from contrastile.negatives import Place
+from contrastile.structure.batch import check_rows
 from contrastile.structure.row_pass import BridgeDistance, row_pass, unit_gain
 from contrastile.validation import accumulation_dtype, check_alike, check_number, check_reduction, check_vector
 
@@ -20,6 +23,7 @@ def brownian_bridge(
     likelihood_weight: bool = False,
     detach_aug: bool = False,
     reduction: str = "mean",
+    group: Group | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Squared distance of v_aug to the mean of the bridge from t to v, brought to length 1 (Jiang et al. 2023, L_Br).
@@ -37,6 +41,8 @@ def brownian_bridge(
             negative log-likelihood of v^a_j, up to a term that no embedding changes [derived]. time may not be 0 or 1.
         detach_aug: no gradient into v_aug, as for a momentum encoder's.
         reduction: "mean" or "sum" over rows, or "none".
+        group: process group whose processes hold the rows of a larger batch: the loss is the whole batch's in every
+            process ("none": of own rows), with the gradients of `info_nce`. One number is summed over it.
         backend: name of a backend instead of the automatic choice.
 
     Returns:
@@ -47,14 +53,21 @@ def brownian_bridge(
         TypeError: a dtype does not fit.
         RuntimeError: the named backend cannot run.
     """
-    check_reduction(reduction)
-    v_aug, v, t = check_alike({"v_aug": v_aug, "v": v, "t": t})
-    time = _check_time(time, v, likelihood_weight)
-    gain = unit_gain(v, reduction)
+
+    def prepare(may_be_empty: bool) -> list[Tensor]:
+        check_reduction(reduction)
+        alike = check_alike({"v_aug": v_aug, "v": v, "t": t}, may_be_empty=may_be_empty)
+        return [*alike, _check_time(time, alike[1], likelihood_weight)]
+
+    (v_aug, v, t, times), rows = check_rows(
+        "brownian_bridge", prepare, Place(group, None, backend), reduction=reduction
+    )
+    gain = unit_gain(v, 1 / rows.count if reduction == "mean" else 1.0)
     if likelihood_weight:
-        gain = gain / (2 * time * (1 - time))
+        gain = gain / (2 * times * (1 - times))
     inputs = (v_aug.detach() if detach_aug else v_aug, v, t)
-    return row_pass(BridgeDistance(time), inputs, gain, reduction, backend)
+    found = row_pass(BridgeDistance(times), inputs, gain, reduction, backend)
+    return found if reduction == "none" else rows.sum(found)
 
 
 class BrownianBridgeLoss(nn.Module):
@@ -63,7 +76,7 @@ class BrownianBridgeLoss(nn.Module):
     Args:
         time: from 0 to 1, or "uniform": drawn anew for every row and call, in training and evaluation alike.
         likelihood_weight: as for `brownian_bridge`; not with "uniform" times, under which its mean is infinite.
-        detach_aug, reduction, backend: as for `brownian_bridge`.
+        detach_aug, reduction, group, backend: as for `brownian_bridge`.
         generator: of the draws; default PyTorch's.
 
     Raises:
@@ -78,6 +91,7 @@ class BrownianBridgeLoss(nn.Module):
         detach_aug: bool = False,
         reduction: str = "mean",
         generator: torch.Generator | None = None,
+        group: Group | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -94,6 +108,7 @@ class BrownianBridgeLoss(nn.Module):
         self.detach_aug = detach_aug
         self.reduction = reduction
         self.generator = generator
+        self.group = group
         self.backend = backend
 
     def forward(self, v_aug: Tensor, v: Tensor, t: Tensor) -> Tensor:
@@ -112,6 +127,7 @@ class BrownianBridgeLoss(nn.Module):
             likelihood_weight=self.likelihood_weight,
             detach_aug=self.detach_aug,
             reduction=self.reduction,
+            group=self.group,
             backend=self.backend,
         )
 

@@ -69,8 +69,7 @@ class RowPassFunction(torch.autograd.Function):
         return (*gradients, None, None, None, None)
 
 
-def unit_gain(like: Tensor, reduction: str) -> Tensor:
-    """(N,): what makes the summed values a mean, or ones."""
-    value = 1 / len(like) if reduction == "mean" else 1.0
+def unit_gain(like: Tensor, value: float) -> Tensor:
+    """(N,): value for every row; 1 / N makes the summed values a mean."""
     with outside_autocast(like.device):
         return torch.full((len(like),), value, dtype=accumulation_dtype(like.dtype), device=like.device)

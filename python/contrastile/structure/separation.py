@@ -11,9 +11,13 @@ from torch.nn import functional as F
 
 from contrastile import backends, formulas
 from contrastile.autograd import Saved, differentiable_once
+from contrastile.distributed import Group
+from contrastile.distributed.losses import share
+from contrastile.distributed.member import Member
 from contrastile.formulas import Wants
-from contrastile.functional import log_normalizers
-from contrastile.pairs import GivenWeights
+from contrastile.functional import log_normalizers, place_of
+from contrastile.pairs import Backend, GivenWeights
+from contrastile.structure.batch import BatchRows, check_rows
 from contrastile.structure.four_way import augmented, in_modal
 from contrastile.structure.row_pass import DotProducts, row_pass, unit_gain
 from contrastile.validation import PairInputs, accumulation_dtype, check_alike
@@ -33,6 +37,8 @@ def feature_separation(
     *,
     scale: float | Tensor,
     printed_denominators: bool = False,
+    group: Group | None = None,
+    exchange: str | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Deep feature separation (Jiang et al. 2023, L_Sep): the sum of three terms with unit weights.
@@ -51,7 +57,8 @@ def feature_separation(
             positive is the row itself, as the paper prints it, which needs printed_denominators.
         scale: 1 / temperature of the contrast, as for `info_nce`.
         printed_denominators: negatives are the batch's own v^i or t^i, the row itself among them, as the paper prints.
-        backend: name of a backend instead of the automatic choice.
+        group, exchange, backend: as for `info_nce`; all features are those of own rows, and N >= 2 holds of all
+            processes' rows together.
 
     Returns:
         The loss, (), float32, or float64 for float64 inputs.
@@ -59,26 +66,37 @@ def feature_separation(
     Raises:
         ValueError, TypeError, RuntimeError: as `info_nce` does.
     """
-    if (v_ind_aug is None) != (t_ind_aug is None):
-        raise ValueError("one of v_ind_aug and t_ind_aug is given: expected both or neither")
-    if v_ind_aug is None and not printed_denominators:
-        raise ValueError(
-            "v_ind_aug and t_ind_aug are not given: the contrast needs augmented positives, "
-            "or printed_denominators=True, with which the positive may be the row itself"
-        )
-    parts = {"v": v, "t": t, "v_ind": v_ind, "t_ind": t_ind}
-    if v_ind_aug is not None and t_ind_aug is not None:
-        parts |= {"v_ind_aug": v_ind_aug, "t_ind_aug": t_ind_aug}
-    v, t, v_ind, t_ind, *positives = check_alike(parts)
-    if len(v) < 2:
+
+    def prepare(may_be_empty: bool) -> list[Tensor]:
+        if (v_ind_aug is None) != (t_ind_aug is None):
+            raise ValueError("one of v_ind_aug and t_ind_aug is given: expected both or neither")
+        if v_ind_aug is None and not printed_denominators:
+            raise ValueError(
+                "v_ind_aug and t_ind_aug are not given: the contrast needs augmented positives, "
+                "or printed_denominators=True, with which the positive may be the row itself"
+            )
+        parts = {"v": v, "t": t, "v_ind": v_ind, "t_ind": t_ind}
+        if v_ind_aug is not None and t_ind_aug is not None:
+            parts |= {"v_ind_aug": v_ind_aug, "t_ind_aug": t_ind_aug}
+        return check_alike(parts, may_be_empty=may_be_empty)
+
+    features, rows = check_rows(
+        "feature_separation",
+        prepare,
+        place_of(group, exchange, backend),
+        printed_denominators=printed_denominators,
+        augmented=v_ind_aug is not None,
+    )
+    v, t, v_ind, t_ind, *positives = features
+    if rows.count < 2:
         raise ValueError(f"v is {tuple(v.shape)}: the uniformity of one row is undefined, expected at least two")
-    gain = unit_gain(v, "mean")
-    loss = row_pass(DotProducts(difference=False), (v, v_ind, t, t_ind), gain, "sum", backend)
+    gain = unit_gain(v, 1 / rows.count)
+    loss = rows.sum(row_pass(DotProducts(difference=False), (v, v_ind, t, t_ind), gain, "sum", backend))
     # A row that is its own positive is InfoNCE of the batch against itself.
     contrast = in_modal if printed_denominators and positives else augmented
     for own, positive in zip((v_ind, t_ind), positives or (v_ind, t_ind), strict=True):
-        loss = loss + contrast(own, positive, scale, backend)
-    return loss + _uniformity(v_ind, backend) + _uniformity(t_ind, backend)
+        loss = loss + contrast(own, positive, scale, rows)
+    return loss + _uniformity(v_ind, rows) + _uniformity(t_ind, rows)
 
 
 class FeatureSeparationLoss(nn.Module):
@@ -86,15 +104,23 @@ class FeatureSeparationLoss(nn.Module):
 
     Args:
         scale: 1 / temperature of the contrast.
-        printed_denominators, backend: as for `feature_separation`.
+        printed_denominators, group, exchange, backend: as for `feature_separation`.
     """
 
     def __init__(
-        self, scale: float = 1 / 0.07, *, printed_denominators: bool = False, backend: str | None = None
+        self,
+        scale: float = 1 / 0.07,
+        *,
+        printed_denominators: bool = False,
+        group: Group | None = None,
+        exchange: str | None = None,
+        backend: str | None = None,
     ) -> None:
         super().__init__()
         self.scale = scale
         self.printed_denominators = printed_denominators
+        self.group = group
+        self.exchange = exchange
         self.backend = backend
 
     def forward(
@@ -117,6 +143,8 @@ class FeatureSeparationLoss(nn.Module):
             t_ind_aug,
             scale=self.scale if scale is None else scale,
             printed_denominators=self.printed_denominators,
+            group=self.group,
+            exchange=self.exchange,
             backend=self.backend,
         )
 
@@ -139,51 +167,57 @@ class SeparatingHeads(nn.Module):
         return F.normalize(self.shared(features), dim=-1), F.normalize(self.independent(features), dim=-1)
 
 
-def _uniformity(z: Tensor, backend: str | None) -> Tensor:
+def _uniformity(z: Tensor, rows: BatchRows) -> Tensor:
     """log of the mean over j != k of exp(4 <z_j, z_k> - 4)."""
-    pairs = len(z) * (len(z) - 1)
+    pairs, (group, exchange, backend) = rows.count * (rows.count - 1), rows.place
     if torch.compiler.is_compiling():
         own = torch.arange(len(z), device=z.device)
         lse, _ = log_normalizers(z, z, CLOSENESS, groups=(own, own), columns=False, backend=backend)
         return lse.logsumexp(0) - CLOSENESS - log(pairs)
+    sweeps: Backend | str
+    if group is None:
+        sweeps = backends.resolve(backend, z.device.type, z.dtype)
+    else:
+        sweeps = share("uniformity", lambda: (_pairs_of(z), None), group, exchange, backend).sweeps
     apply: Any = UniformityFunction.apply
-    logarithm: Tensor = apply(z, backends.resolve(backend, z.device.type, z.dtype))
+    logarithm: Tensor = apply(z, sweeps, None if group is None else Member(group))
     return logarithm - log(pairs)
 
 
 class UniformityFunction(torch.autograd.Function):
-    """apply(z, backend) -> log sum_{j != k} exp(4 <z_j, z_k> - 4).
+    """apply(z, backend, member or None) -> log sum_{j != k} exp(4 <z_j, z_k> - 4), over the rows of all processes.
 
     No exponent of unit rows is above 0, so that the shift is known before the sweep, and one sweep over one triangle
     has the sum and its gradient.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, backend: str) -> Tensor:
-        ctx.backend = backend
+    def forward(ctx: Any, z: Tensor, backend: Backend | str, member: Member | None) -> Tensor:
+        ctx.backend, ctx.member = backend, member
         ctx.save_for_backward(z)
-        formed, total = _spread(z, backend, ctx.needs_input_grad[0])
-        ctx.formed = formed, total
-        return total.log()
+        ctx.formed = _spread(z, backend, member, ctx.needs_input_grad[0])
+        return ctx.formed[1].log()
 
     @staticmethod
     @differentiable_once
-    def backward(ctx: Any, saved: Saved, upstream: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, saved: Saved, upstream: Tensor) -> tuple[Tensor | None, None, None]:
         (z,) = saved
-        formed, total = ctx.formed or _spread(z, ctx.backend, True)
+        formed, total = ctx.formed or _spread(z, ctx.backend, ctx.member, True)
         ctx.formed = None
-        gradient = formulas.finished(_pairs_of(z), formed, upstream / total).x
-        return None if gradient is None else gradient.to(z.dtype), None
+        of_all = upstream if ctx.member is None else ctx.member.size * upstream  # every process has this loss
+        gradient = formulas.finished(_pairs_of(z), formed, of_all / total).x
+        return None if gradient is None else gradient.to(z.dtype), None, None
 
 
-def _spread(z: Tensor, backend: str, wants: bool) -> tuple[formulas.Formed, Tensor]:
+def _spread(z: Tensor, backend: Backend | str, member: Member | None, wants: bool) -> tuple[formulas.Formed, Tensor]:
     """The gradient of the sum if wanted, and the sum over j != k of exp(4 <z_j, z_k> - 4)."""
     shift = torch.full((len(z),), CLOSENESS, dtype=accumulation_dtype(z.dtype), device=z.device)
     gain = torch.ones_like(shift)
     weights = GivenWeights(shift, gain, shift, gain, None)
     formed, found = formulas.pair_gradients(_pairs_of(z), weights, Wants(wants, False, False), backend)
     assert found.row_mass is not None
-    return formed, found.row_mass.sum()
+    own = found.row_mass.sum()
+    return formed, own if member is None else member.sum(own, "closeness")
 
 
 def _pairs_of(z: Tensor) -> PairInputs:
