@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +11,13 @@ from torch import Tensor, nn
 
 from contrastile import backends
 from contrastile.autograd import Saved, differentiable_once
+from contrastile.distributed import Group, RowShare, refusals_told
+from contrastile.distributed import losses as shared_losses
 from contrastile.formulas import Gradients, Wants, complete, pair_gradients, pair_statistics
+from contrastile.functional import check_alone
 from contrastile.losses.samples import check_index, check_sides
 from contrastile.normalizer import UPDATE_RATE, LogNormalizerMemory, PairBatch, count_of_equals
-from contrastile.pairs import GivenWeights
+from contrastile.pairs import Backend, GivenWeights
 from contrastile.temperatures import SampleTemperatures
 from contrastile.validation import PairInputs, accumulation_dtype, check_pairs
 
@@ -35,7 +39,7 @@ class RobustContrastiveLoss(nn.Module):
 
     Column j's temperature is not row i's, so that each side is a sweep of its own: 4 products in one direction, 8 in
     both. State: 12 bytes a sample and direction. Gradients are formed in the forward. torch.compile breaks its graph
-    here. Without a group: each of several processes has its own batch's negatives, averages and temperatures.
+    here.
 
     In eval mode nothing is remembered, r_i = 1, and u_i is the batch's own. index may then be None.
 
@@ -45,7 +49,8 @@ class RobustContrastiveLoss(nn.Module):
         init_scale: 1 / temperature at r_i = 1.
         update_rate: share of the batch in the remembered average, in (0, 1].
         symmetric: both directions, else the rows of x alone.
-        backend: as for `info_nce`.
+        group, exchange, backend: as for `info_nce`. Averages and temperatures take in what all processes found, and so
+            stay equal in all of them. Without a group each process has its own.
 
     Raises:
         ValueError: an option is out of its range, or temperatures are of other samples or sides.
@@ -60,6 +65,8 @@ class RobustContrastiveLoss(nn.Module):
         init_scale: float = 1 / 0.07,
         update_rate: float = UPDATE_RATE,
         symmetric: bool = True,
+        group: Group | None = None,
+        exchange: str | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -78,6 +85,8 @@ class RobustContrastiveLoss(nn.Module):
         self.normalizer = LogNormalizerMemory(num_samples, update_rate=update_rate, columns=symmetric)
         self.init_scale = init_scale
         self.symmetric = symmetric
+        self.group = group
+        self.exchange = exchange
         self.backend = backend
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -97,15 +106,13 @@ class RobustContrastiveLoss(nn.Module):
             TypeError: index holds no integers.
             ValueError, TypeError, RuntimeError: as `info_nce` does.
         """
-        check_sides(x, y)
-        if index is not None:
-            index = check_index(index, x, self.num_samples if self.training else None)
-        elif self.training:
-            raise ValueError("index is None: training needs the index of every row's sample")
-        visited = index if self.training else None
-        forms = torch.is_grad_enabled()
+        check_alone(None if self.group is not None else self.exchange)
+        with nullcontext() if self.group is None else refusals_told(self.group):
+            index = self._checked(x, y, index)
+        batch = self._batch(x, y, index)
+        wants_x, wants_y = (torch.is_grad_enabled() and side.requires_grad for side in (x, y))
         with torch.no_grad():
-            value, dx, dy = self._formed(x, y, index, visited, forms)
+            value, dx, dy = self._formed(batch, wants_x, wants_y)
         apply: Any = _GivenGradients.apply
         loss: Tensor = apply(x, y, value, dx, dy)
         return loss
@@ -117,40 +124,77 @@ class RobustContrastiveLoss(nn.Module):
     def extra_repr(self) -> str:
         return f"num_samples={self.num_samples}, init_scale={self.init_scale:.4g}, symmetric={self.symmetric}"
 
-    def _formed(
-        self, x: Tensor, y: Tensor, index: Tensor | None, visited: Tensor | None, forms: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The loss and its gradients in x and y, where they are wanted; takes the samples `visited` in."""
-        pairs = ((x, y), (y, x)) if self.symmetric else ((x, y),)
+    def _checked(self, x: Tensor, y: Tensor, index: Tensor | None) -> Tensor | None:
+        check_sides(x, y)
+        if index is not None:
+            return check_index(index, x, self.num_samples if self.training else None)
+        if self.training:
+            raise ValueError("index is None: training needs the index of every row's sample")
+        return None
+
+    def _batch(self, x: Tensor, y: Tensor, index: Tensor | None) -> PairBatch:
+        share = None
+        if self.group is not None:
+            options = {"training": self.training, "index": index is not None, "columns": self.symmetric}
+            share = RowShare.of("RobustContrastiveLoss", self.group, self.exchange, len(x), **options)
+        # The articles average means as they were found, at whatever temperature: a scale and a count of 1 keep it so.
+        return PairBatch(x, y, 1.0, index, self.symmetric, 1, self.backend, share)
+
+    def _formed(self, batch: PairBatch, wants_x: bool, wants_y: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The loss and its gradients in x and y, where they are wanted; in training takes the batch's samples in."""
+        x, y, index = batch.x, batch.y, batch.samples
+        visited = index if self.training else None
+        pairs = [(x, y, wants_x, wants_y), (y, x, wants_y, wants_x)][: 2 if self.symmetric else 1]
         relative = torch.ones(len(pairs), len(x), device=x.device) if visited is None else self.temperatures(visited)
         relative = relative.to(accumulation_dtype(x.dtype))
+        others = batch.total - _equals(batch, relative)
         sides = [
-            _Side.of(*pair, r, self.init_scale, index, self.backend) for pair, r in zip(pairs, relative, strict=True)
+            _Side.of(batch, anchors, candidates, r, self.init_scale, others)
+            for (anchors, candidates, *_), r in zip(pairs, relative, strict=True)
         ]
         log_u = torch.stack([side.log_mean for side in sides])
         if visited is not None:
-            log_u = self._remembered(visited, log_u, x, y)
-        rho, share = self.temperatures.rho, 1 / log_u.numel()  # of a row in the mean
+            log_u = self._remembered(visited, log_u, batch)
+        rho, share = self.temperatures.rho, 1 / (len(pairs) * batch.total)  # of a row in the mean
         value = share * torch.stack([side.values(u, rho) for side, u in zip(sides, log_u, strict=True)]).sum()
         gradients = [
-            side.gradients(u, share, Wants(forms and a.requires_grad, forms and c.requires_grad, visited is not None))
-            for side, u, (a, c) in zip(sides, log_u, pairs, strict=True)
+            side.gradients(u, share, Wants(wants_a, wants_c, visited is not None))
+            for side, u, (*_, wants_a, wants_c) in zip(sides, log_u, pairs, strict=True)
         ]
         if visited is not None:
             slopes = [side.slopes(u, rho, share, g) for side, u, g in zip(sides, log_u, gradients, strict=True)]
-            self.temperatures.update(visited, torch.stack(slopes))
+            self.temperatures.update(*_of_all(batch, visited, torch.stack(slopes)))
         dx, dy, _ = gradients[0]
         if self.symmetric:
             dx, dy = _sum(dx, gradients[1].y), _sum(dy, gradients[1].x)
-        return value, dx, dy
+        if batch.share is None:
+            return value, dx, dy
+        # Every process has the whole batch's loss; a gradient is that of their sum.
+        processes = batch.share.member.size
+        return batch.share.summed(value), *(None if g is None else g.mul_(processes) for g in (dx, dy))
 
-    def _remembered(self, index: Tensor, log_mean: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    def _remembered(self, index: Tensor, log_mean: Tensor, batch: PairBatch) -> Tensor:
         """log u after this batch, (sides, B)."""
-        # The articles average means as they were found, at whatever temperature: a scale and a count of 1 keep it so.
-        batch = PairBatch(x, y, 1.0, index, self.symmetric, 1, self.backend)
-        rows, cols = (*log_mean, None)[:2]
-        self.normalizer.update(index, rows, cols, batch)
+        samples, found = _of_all(batch, index, log_mean)
+        rows, cols = (*found, None)[:2]
+        self.normalizer.update(samples, rows, cols, batch)
         return torch.stack([u for u in self.normalizer.estimate(index, batch) if u is not None]).to(log_mean.dtype)
+
+
+def _equals(batch: PairBatch, like: Tensor) -> Tensor:
+    """How many rows of the whole batch are a row's sample, (B,)."""
+    if batch.samples is None:
+        return torch.ones_like(like[0])
+    if batch.share is None:
+        return count_of_equals(batch.samples).to(like)
+    return count_of_equals(batch.share.gathered(batch.samples))[batch.share.own].to(like)
+
+
+def _of_all(batch: PairBatch, index: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """index (B,) and values (sides, B) of all processes."""
+    if batch.share is None:
+        return index, values
+    return batch.share.gathered(index), batch.share.gathered(values.T.contiguous()).T
 
 
 class _Side(NamedTuple):
@@ -161,24 +205,34 @@ class _Side(NamedTuple):
     positive: Tensor  # logits of the positives
     negatives: Tensor  # their number
     log_mean: Tensor  # log mean_j exp(h_ij / r_i); -inf without negatives
-    backend: str
+    backend: Backend | str
 
     @classmethod
     def of(
-        cls, anchors: Tensor, candidates: Tensor, relative: Tensor, scale: float, index: Tensor | None, name: str | None
+        cls, batch: PairBatch, anchors: Tensor, candidates: Tensor, relative: Tensor, scale: float, others: Tensor
     ) -> _Side:
-        groups = None if index is None else (index, index)
-        inputs = check_pairs(anchors, candidates, scale / relative, None, groups, both_directions=False)
-        backend = backends.resolve(name, anchors.device.type, inputs.x.dtype)
+        def prepare() -> tuple[PairInputs, None]:
+            empty = batch.share is not None
+            scales = scale / relative
+            pairs = anchors, candidates, scales, None, batch.groups
+            return check_pairs(*pairs, both_directions=False, may_be_empty=empty), None
+
+        backend: Backend | str
+        if batch.group is None:
+            inputs, _ = prepare()
+            backend = backends.resolve(batch.backend, anchors.device.type, inputs.x.dtype)
+        else:
+            with torch.enable_grad():  # the plan depends on whether gradients are wanted
+                shared = shared_losses.share(
+                    "RobustContrastiveLoss", prepare, batch.group, batch.exchange, batch.backend
+                )
+            inputs, backend = shared.inputs, shared.sweeps
         stats = pair_statistics(inputs, backend, columns=False)
         positive = stats.positive_logit
         assert positive is not None
-        negatives = len(positive) - (
-            torch.ones_like(positive) if index is None else count_of_equals(index).to(positive)
-        )
-        log_mean = stats.row_max + stats.row_sum.log() - positive - negatives.log()
-        log_mean = torch.where(negatives > 0, log_mean, -torch.inf)
-        return cls(inputs, relative, positive, negatives, log_mean, backend)
+        log_mean = stats.row_max + stats.row_sum.log() - positive - others.log()
+        log_mean = torch.where(others > 0, log_mean, -torch.inf)
+        return cls(inputs, relative, positive, others, log_mean, backend)
 
     def mass(self, log_u: Tensor) -> Tensor:
         """sum_j w_ij with w_ij = exp(h_ij / r_i) / (negatives u_i), (B,)."""
