@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,21 +30,24 @@ RECALL = "recall@10 among held-out pairs, %, both directions"
 
 
 def draw(folder: Path, rows: Sequence[dict[str, Any]], data: Corpus, work: Path) -> list[Path]:
-    """Pictures of the first seeds' towers that are in `work`: of retrieval by the last run, of all runs' geometry."""
+    """Pictures of the first seeds' towers that are in `work`, at the batch that most rows have: of retrieval by the
+    last run, of the geometry of all; and one of all batches, where there are several.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     runs = [Run(*kind, seed=0) for kind in by_kind(rows)]
-    smallest = [run for run in runs if run.batch == runs[0].batch and model_path(work, run).exists()]
+    batches = Counter(run.batch for run in runs)
+    alike = [run for run in runs if run.batch == batches.most_common(1)[0][0] and model_path(work, run).exists()]
     drawn = []
-    if smallest:
+    if alike:
         drawn.append(folder / "two_tower_retrieved.png")
-        last = smallest[-1]
+        last = alike[-1]
         draw_examples(drawn[-1], towers_of(work, last), data.dataset, data.pairs, title(last))
         drawn.append(folder / "two_tower_geometry.png")
-        draw_geometry(drawn[-1], smallest, data, work)
-    if len({run.batch for run in runs}) > 1:
+        draw_geometry(drawn[-1], alike, data, work)
+    if len(batches) > 1:
         drawn.append(folder / "two_tower_batches.png")
         draw_batches(drawn[-1], rows)
     return drawn
