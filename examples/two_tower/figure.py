@@ -81,7 +81,7 @@ def draw_geometry(picture: Path, runs: Sequence[Run], data: Corpus, work: Path) 
         _modalities(axis, v, t)
         axis.set_title(f"{run.contrast}, {run.structure}\ngap {float((v.mean(0) - t.mean(0)).norm()):.2f}", fontsize=9)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(picture, dpi=110)
+    figure.savefig(picture, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
 
 
