@@ -40,7 +40,7 @@ def dense_orthogonality(v: Tensor, v_ind: Tensor, t: Tensor, t_ind: Tensor) -> T
 
 
 def orthogonality(*inputs: Tensor) -> Tensor:
-    return row_pass(DotProducts(difference=False), inputs, unit_gain(inputs[0], "mean"), "sum", None)
+    return row_pass(DotProducts(difference=False), inputs, unit_gain(inputs[0], 1 / len(inputs[0])), "sum", None)
 
 
 def leaves(count: int, rows: int, depth: int) -> list[Tensor]:

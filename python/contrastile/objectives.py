@@ -199,8 +199,8 @@ def _given_back(found: Swept, scale: float | Tensor, others: float) -> Swept:
 
 
 def _with_columns(found: Swept, place: Place) -> Swept:
-    """The same with the columns' log-sums, where the rows' sweep could not find them from one of its own: positives
-    against x. They have no hardness, and a ceiling of their own for each column.
+    """The same with the columns' log-sums, where the rows' sweep has none: positives against x, without hardness, and
+    with a ceiling for each column.
     """
     if found.col is not None:
         return found
@@ -208,8 +208,8 @@ def _with_columns(found: Swept, place: Place) -> Swept:
     assert y is not None
     assert positives is not None
     own = torch.arange(len(x), device=x.device)
-    ids = (None, None) if row_ids is None or col_ids is None else (col_ids[positives], row_ids)
-    inputs = PairInputs(found.paired, x, scale, own, *ids, found.terms.ceiling(scale))
+    of_paired = None if col_ids is None else col_ids[positives]
+    inputs = PairInputs(found.paired, x, scale, own, of_paired, row_ids, found.terms.ceiling(scale))
     swept = sweep_negatives(lambda _: (inputs, found.terms), place, columns=False, function="columns")
     col = swept.row.new_full((len(y),), -torch.inf).scatter(0, positives, swept.row)
     return replace(found, col=col)

@@ -170,8 +170,8 @@ class RobustContrastiveLoss(nn.Module):
         if batch.share is None:
             return value, dx, dy
         # Every process has the whole batch's loss; a gradient is that of their sum.
-        processes = batch.share.member.size
-        return batch.share.summed(value), *(None if g is None else g.mul_(processes) for g in (dx, dy))
+        dx, dy = (None if g is None else g.mul_(batch.share.member.size) for g in (dx, dy))
+        return batch.share.summed(value), dx, dy
 
     def _remembered(self, index: Tensor, log_mean: Tensor, batch: PairBatch) -> Tensor:
         """log u after this batch, (sides, B)."""

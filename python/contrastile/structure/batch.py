@@ -14,7 +14,7 @@ __all__ = ["BatchRows", "check_rows"]
 
 
 class BatchRows(NamedTuple):
-    count: int  # of all processes
+    total: int  # of all processes
     first: int  # of own ones among them
     place: Place
 

@@ -62,7 +62,7 @@ def brownian_bridge(
     (v_aug, v, t, times), rows = check_rows(
         "brownian_bridge", prepare, Place(group, None, backend), reduction=reduction
     )
-    gain = unit_gain(v, 1 / rows.count if reduction == "mean" else 1.0)
+    gain = unit_gain(v, 1 / rows.total if reduction == "mean" else 1.0)
     if likelihood_weight:
         gain = gain / (2 * times * (1 - times))
     inputs = (v_aug.detach() if detach_aug else v_aug, v, t)

@@ -98,4 +98,4 @@ def in_modal(z: Tensor, z_aug: Tensor, scale: float | Tensor, rows: BatchRows) -
     """Positives z_aug, denominators over z, the row itself among them."""
     row_lse, _ = log_normalizers(z, z, scale, columns=False, **rows.place._asdict())
     dtype = accumulation_dtype(z.dtype)
-    return rows.sum((row_lse - scale * (z.to(dtype) * z_aug.to(dtype)).sum(1)).sum()) / rows.count
+    return rows.sum((row_lse - scale * (z.to(dtype) * z_aug.to(dtype)).sum(1)).sum()) / rows.total

@@ -88,9 +88,9 @@ def feature_separation(
         augmented=v_ind_aug is not None,
     )
     v, t, v_ind, t_ind, *positives = features
-    if rows.count < 2:
+    if rows.total < 2:
         raise ValueError(f"v is {tuple(v.shape)}: the uniformity of one row is undefined, expected at least two")
-    gain = unit_gain(v, 1 / rows.count)
+    gain = unit_gain(v, 1 / rows.total)
     loss = rows.sum(row_pass(DotProducts(difference=False), (v, v_ind, t, t_ind), gain, "sum", backend))
     # A row that is its own positive is InfoNCE of the batch against itself.
     contrast = in_modal if printed_denominators and positives else augmented
@@ -169,7 +169,7 @@ class SeparatingHeads(nn.Module):
 
 def _uniformity(z: Tensor, rows: BatchRows) -> Tensor:
     """log of the mean over j != k of exp(4 <z_j, z_k> - 4)."""
-    pairs, (group, exchange, backend) = rows.count * (rows.count - 1), rows.place
+    pairs, (group, exchange, backend) = rows.total * (rows.total - 1), rows.place
     if torch.compiler.is_compiling():
         own = torch.arange(len(z), device=z.device)
         lse, _ = log_normalizers(z, z, CLOSENESS, groups=(own, own), columns=False, backend=backend)
@@ -195,8 +195,9 @@ class UniformityFunction(torch.autograd.Function):
     def forward(ctx: Any, z: Tensor, backend: Backend | str, member: Member | None) -> Tensor:
         ctx.backend, ctx.member = backend, member
         ctx.save_for_backward(z)
-        ctx.formed = _spread(z, backend, member, ctx.needs_input_grad[0])
-        return ctx.formed[1].log()
+        formed, total = _spread(z, backend, member, ctx.needs_input_grad[0])
+        ctx.formed = formed, total
+        return total.log()
 
     @staticmethod
     @differentiable_once
