@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import contrastile as ct
 import pytest
 import torch
-from support import ids, unit_rows
+from support import error, ids, largest, unit_rows
 from torch import Tensor, distributed
 
 DIM = 7
+EXACT = 1e-12
 EXCHANGES = ("gather", "ring")
 # Rows of each process: unequal shares, a process without any, and a number that the world's size does not divide.
 SHARES = {1: [(13,)], 2: [(5, 8), (6, 6)], 3: [(4, 0, 9), (5, 5, 5)], 4: [(3, 6, 1, 4), (0, 7, 2, 0)]}
@@ -214,6 +215,13 @@ def joined(name: str, found: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return whole
 
 
+def assert_equal(found: Tensor, expected: Tensor, what: object = "") -> None:
+    """To rounding of float64."""
+    assert found.shape == expected.shape, f"{what}: {found.shape}, expected {expected.shape}"
+    wrong, allowed = error(found, expected), EXACT * max(1, largest(expected))
+    assert wrong <= allowed, f"{what}: error {wrong:.3g}, allowed {allowed:.3g}"
+
+
 # Processes
 
 
@@ -241,8 +249,8 @@ def in_processes(world: int, function: Callable[[int], Any], folder: Path, timeo
     silent = [rank for rank in range(world) if not (folder / f"{rank}.pt").exists()]
     assert not silent, f"processes {silent} ended without a result"
     results = [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
-    for rank, (_, error) in enumerate(results):
-        assert error is None, f"process {rank}:\n{error}"
+    for rank, (_, failure) in enumerate(results):
+        assert failure is None, f"process {rank}:\n{failure}"
     return [value for value, _ in results]
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-from distributed_cases import ALL_CASES, EXCHANGES, SHARES, evaluate, in_processes, joined
-from support import error, largest
+from distributed_cases import ALL_CASES, EXCHANGES, SHARES, assert_equal, evaluate, in_processes, joined
 from torch import distributed
-
-EXACT = 1e-12
 
 
 def all_cases(world, rank):
@@ -34,12 +31,10 @@ def found(tmp_path_factory):
     return of
 
 
-def assert_equal(ours, truth):
+def assert_all_equal(ours, truth):
     assert ours.keys() == truth.keys()
     for key, value in truth.items():
-        allowed = EXACT * max(1, largest(value))
-        assert ours[key].shape == value.shape, f"{key}: {ours[key].shape}, expected {value.shape}"
-        assert error(ours[key], value) <= allowed, f"{key}: error {error(ours[key], value):.3g}, allowed {allowed:.3g}"
+        assert_equal(ours[key], value, key)
 
 
 @pytest.mark.parametrize("exchange", EXCHANGES)
@@ -48,4 +43,4 @@ def assert_equal(ours, truth):
 def test_values_and_gradients_are_those_of_one_process(found, world, name, exchange):
     for sizes in SHARES[world]:
         ours = joined(name, [results[name, sizes, exchange] for results in found(world)])
-        assert_equal(ours, evaluate(name, sizes, None))
+        assert_all_equal(ours, evaluate(name, sizes, None))

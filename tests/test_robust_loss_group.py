@@ -8,12 +8,11 @@ import contrastile as ct
 import pytest
 import torch
 from contrastile.temperatures import SampleTemperatures
-from distributed_cases import DIM, EXCHANGES, SHARES, in_processes
-from support import error, largest, unit_rows
+from distributed_cases import DIM, EXCHANGES, SHARES, assert_equal, in_processes
+from support import unit_rows
 from torch import distributed
 
 WORLD, SAMPLES, STEPS = 2, 11, 3
-EXACT = 1e-12
 SIZES = [*SHARES[WORLD], (0, 7)]
 SIDES = [True, False]
 
@@ -64,11 +63,6 @@ def results(tmp_path_factory):
     return in_processes(WORLD, all_of, tmp_path_factory.mktemp("robust"))
 
 
-def assert_near(found, expected):
-    assert found.shape == expected.shape
-    assert error(found, expected) <= EXACT * max(1, largest(expected))
-
-
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("symmetric", SIDES)
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
@@ -77,9 +71,9 @@ def test_every_step_is_that_of_one_process(results, sizes, symmetric, exchange):
     parts = [found[sizes, symmetric, exchange] for found, _ in results]
     for step, (loss, *gradients) in enumerate(whole):
         for found, _ in parts:
-            assert_near(found[step][0], loss)
+            assert_equal(found[step][0], loss)
         for at, expected in enumerate(gradients, start=1):
-            assert_near(torch.cat([found[step][at] for found, _ in parts]) / WORLD, expected)
+            assert_equal(torch.cat([found[step][at] for found, _ in parts]) / WORLD, expected)
     for _, remembered in parts:
         assert remembered.keys() == state.keys()
         for name, value in state.items():  # in float32

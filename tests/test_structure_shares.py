@@ -7,12 +7,11 @@ import re
 import contrastile as ct
 import pytest
 import torch
-from distributed_cases import DIM, EXCHANGES, SHARES, in_processes
-from support import error, ids, largest, permutation, unit_rows
+from distributed_cases import DIM, EXCHANGES, SHARES, assert_equal, in_processes
+from support import ids, permutation, unit_rows
 from torch import distributed
 
 WORLD = 2
-EXACT = 1e-12
 CASES = {  # function, options; "time" by row is the problem's
     "four ways": ("four_way_contrastive", {}),
     "four ways as printed": ("four_way_contrastive", {"printed_denominators": True}),
@@ -102,11 +101,6 @@ def results(tmp_path_factory):
     return in_processes(WORLD, all_of, tmp_path_factory.mktemp("structure"))
 
 
-def assert_near(found, expected):
-    assert found.shape == expected.shape
-    assert error(found, expected) <= EXACT * max(1, largest(expected))
-
-
 @pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_are_those_of_one_process(results, name, exchange):
@@ -116,12 +110,12 @@ def test_values_and_gradients_are_those_of_one_process(results, name, exchange):
         by_row = bool(loss.dim())
         losses = [torch.cat([part[0] for part in parts])] if by_row else [part[0] for part in parts]
         for found in losses:
-            assert_near(found, loss)
+            assert_equal(found, loss)
         factor = 1 if by_row else WORLD  # gradients are those of the sum of all processes' losses
         for at, expected in enumerate(gradients):
-            assert_near(torch.cat([part[1][at] for part in parts]) / factor, expected)
+            assert_equal(torch.cat([part[1][at] for part in parts]) / factor, expected)
         if dscale is not None:
-            assert_near(sum(part[2] for part in parts) / factor, dscale)
+            assert_equal(sum(part[2] for part in parts) / factor, dscale)
 
 
 def test_ranks_are_those_of_one_process(results):
