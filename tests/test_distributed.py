@@ -5,18 +5,23 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-from distributed_cases import ALL_CASES, EXCHANGES, SHARES, assert_equal, evaluate, in_processes, joined
+from contrastile.distributed import plans
+from distributed_cases import ALL_CASES, DIM, EXCHANGES, SHARES, assert_equal, evaluate, in_processes, joined
 from torch import distributed
+
+IN_PIECES = "ring, two columns at a time"  # and one, and none, as shares differ
 
 
 def all_cases(world, rank):
-    group = distributed.group.WORLD
-    return {
-        (name, sizes, exchange): evaluate(name, sizes, rank, group=group, exchange=exchange)
-        for name in ALL_CASES
-        for sizes in SHARES[world]
-        for exchange in EXCHANGES
-    }
+    group, whole = distributed.group.WORLD, plans.PIECE_BYTES
+    found = {}
+    for exchange in (*EXCHANGES, IN_PIECES):
+        plans.PIECE_BYTES = 2 * DIM * 8 if exchange == IN_PIECES else whole
+        for name in ALL_CASES:
+            for sizes in SHARES[world]:
+                options = {"group": group, "exchange": exchange.split(",")[0]}
+                found[name, sizes, exchange] = evaluate(name, sizes, rank, **options)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,7 @@ def assert_all_equal(ours, truth):
         assert_equal(ours[key], value, key)
 
 
-@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("exchange", [*EXCHANGES, IN_PIECES])
 @pytest.mark.parametrize("name", ALL_CASES)
 @pytest.mark.parametrize("world", SHARES)
 def test_values_and_gradients_are_those_of_one_process(found, world, name, exchange):

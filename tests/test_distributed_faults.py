@@ -266,7 +266,7 @@ def test_nan_in_one_process_is_nan_in_all(found, exchange):
 def test_a_timeout_names_rank_and_operation(found):
     messages, seconds = found[0]["timeouts"]
     assert messages[0].startswith("rank 0 of 2 in the group: gathering headers failed: ")
-    wanted = "rank 0 of 2 in the group: step 1 of 2 of the statistics lap, to process 1 and from process 1, failed: "
+    wanted = "rank 0 of 2 in the group: step 1 of 3 of the statistics lap, to process 1 and from process 1, failed: "
     assert messages[1].startswith(wanted)
     assert seconds < 6 * TIMEOUT
 

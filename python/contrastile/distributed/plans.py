@@ -10,6 +10,9 @@ columns stay at home, so sums make one hop less than a full round.
     step      0          1          2          3          home
     rank 0    [0]        [3]        [2] +3's   [1] +..    sums of block 0
     rank 1    [1]        [0]        [3] +..    [2] +..    sums of block 1
+
+Steps 1 to home are done for one piece of all blocks after another, each sent off while sums of the last one come home:
+what is under way, two blocks and three of sums, then takes that much less room.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from contrastile.statistics import finite
 
 EXCHANGES = ("gather", "ring")
 GATHERED_BYTES = 256 * 2**20  # of features and of sums over rows: above it the ring is chosen
+PIECE_BYTES = 4 * 2**20  # of a block of features that is passed around at a time
 
 
 class Sums(NamedTuple):
@@ -47,6 +51,10 @@ class Sums(NamedTuple):
         grad = None if self.grad is None else tensors[0]
         vectors = iter(tensors[-1].unbind(1) if any(t is not None for t in self[1:]) else ())
         return Sums(grad, *(None if t is None else next(vectors) for t in self[1:]))
+
+    def part(self, at: slice) -> Sums:
+        """Views of some of the K."""
+        return Sums(*(None if t is None else t[at] for t in self))
 
     def add(self, other: Sums) -> None:
         """Takes in what other summands give."""
@@ -91,6 +99,14 @@ class GatherPlan:
         return home
 
 
+class _Turn(NamedTuple):
+    """What a process does while transfers run."""
+
+    cols: slice | None  # meets these columns, of their owner's; None: has met all
+    setting_out: slice | None = None  # own columns that it sends off; None: those that it meets move on
+    coming_home: slice | None = None  # own columns whose sums all others have added to
+
+
 class RingPlan:
     def __init__(self, member: Member, cols: Sequence[int]) -> None:
         self.member, self.cols = member, cols
@@ -99,34 +115,56 @@ class RingPlan:
         return {name: t.contiguous() for name, t in columns.items()}
 
     def lap(self, held: Columns, vectors: Columns, visit: Visit, what: str) -> Sums:
-        rank, size = self.member.rank, self.member.size
-        block = held | self.hold(vectors)
-        home, done = Sums(), Sums()  # sums of own columns over own rows; sums of the last block, ready to move on
-        for step in range(size):
-            owner = (rank - step) % size
+        own = held | self.hold(vectors)
+        turns = self._turns(own)
+        home, done = Sums(), Sums()  # sums of own columns; of the block before, ready to move on
+        block = own
+        for at, turn in enumerate(turns):
+            following = turns[at + 1].cols if at + 1 < len(turns) else None
             coming: Columns = {}
-            if step + 1 < size:
-                coming = {name: _like(t, self.cols[owner - 1]) for name, t in block.items()}
+            leaving: Columns = {}
+            if following is not None:
+                coming = {name: _like(t, _length(following)) for name, t in own.items()}
+                leaving = block if turn.setting_out is None else {name: t[turn.setting_out] for name, t in own.items()}
             moving = done.tensors()
-            arriving = [_like(t, self.cols[owner]) for t in moving]
-            sent = [*(block[name] for name in coming), *moving]
-            name = f"step {step + 1} of {size} of the {what} lap"
-            with self.member.passing_on(sent, [*coming.values(), *arriving], name):
-                found = visit(block, 0 if step == 0 else None)
-            if step == 0:
+            arriving = [_like(t, _length(turn.coming_home or turn.cols)) for t in moving]
+            name = f"step {at + 1} of {len(turns)} of the {what} lap"
+            with self.member.passing_on([*leaving.values(), *moving], [*coming.values(), *arriving], name):
+                found = Sums() if turn.cols is None else visit(block, None if at else 0)
+            if arriving:
+                (home.part(turn.coming_home) if turn.coming_home else found).add(home.of_tensors(arriving))
+            if at == 0:
                 home = found
             else:
-                if arriving:
-                    found.add(found.of_tensors(arriving))
                 done = found
             block = coming
-        moving = done.tensors()
-        arriving = [_like(t, self.cols[rank]) for t in moving]
-        with self.member.passing_on(moving, arriving, f"the last step of the {what} lap"):
-            pass
-        if arriving:
-            home.add(home.of_tensors(arriving))
         return home
+
+    def _turns(self, columns: Columns) -> list[_Turn]:
+        """Own columns first and whole. Then, piece by piece, those of the process before, of the one before it, and so
+        on. As many pieces for all processes.
+        """
+        rank, size = self.member.rank, self.member.size
+        row = sum(t.shape[1:].numel() * t.element_size() for t in columns.values())
+        pieces = max(1, -(-max(self.cols) * row // PIECE_BYTES))
+
+        def piece(owner: int, number: int) -> slice | None:
+            if not 0 <= number < pieces:
+                return None
+            cols = self.cols[owner]
+            return slice(cols * number // pieces, cols * (number + 1) // pieces)
+
+        turns = [_Turn(slice(0, self.cols[rank]), piece(rank, 0))]
+        for number in range(pieces):
+            for step in range(1, size):
+                setting_out = piece(rank, number + 1) if step == size - 1 else None
+                coming_home = piece(rank, number - 1) if step == 1 else None
+                turns.append(_Turn(piece((rank - step) % size, number), setting_out, coming_home))
+        return [*turns, _Turn(None, coming_home=piece(rank, pieces - 1))]
+
+
+def _length(cols: slice | None) -> int:
+    return 0 if cols is None else cols.stop - cols.start
 
 
 def _like(tensor: Tensor, length: int) -> Tensor:
