@@ -12,13 +12,14 @@ A process holds rows of x and of y, and a row's positive is among its own column
 
 from contrastile.distributed.agreement import HEADER_BYTES
 from contrastile.distributed.member import Group, added_up, default_group, summed_over
-from contrastile.distributed.plans import EXCHANGES, GATHERED_BYTES
+from contrastile.distributed.plans import EXCHANGES, GATHERED_BYTES, PIECE_BYTES
 from contrastile.distributed.shares import RowShare, refusals_told
 
 __all__ = [
     "EXCHANGES",
     "GATHERED_BYTES",
     "HEADER_BYTES",
+    "PIECE_BYTES",
     "Group",
     "RowShare",
     "added_up",
