@@ -15,7 +15,6 @@ __all__ = ["BatchRows", "check_rows"]
 
 class BatchRows(NamedTuple):
     total: int  # of all processes
-    first: int  # of own ones among them
     place: Place
 
     def sum(self, local: Tensor) -> Tensor:
@@ -38,10 +37,10 @@ def check_rows(
     """
     if place.group is None:
         embeddings = prepare(False)
-        return embeddings, BatchRows(len(embeddings[0]), 0, place)
+        return embeddings, BatchRows(len(embeddings[0]), place)
     with refusals_told(place.group):
         embeddings = prepare(True)
     rows, features = embeddings[0].shape
     facts = {"features": features, "dtype": str(embeddings[0].dtype).removeprefix("torch."), **options}
     share = RowShare.of(function, place.group, place.exchange, rows, **facts)
-    return embeddings, BatchRows(share.total, share.own.start, place)
+    return embeddings, BatchRows(share.total, place)
