@@ -55,7 +55,8 @@ inline void bind_arguments(py::module_& module) {
              return Pairs{pointer<void>(anchors), pointer<void>(candidates), element_type(type),
                           float32_products(products), anchor_stride, candidate_stride, rows, cols, depth,
                           pointer<float>(scale), pointer<std::int64_t>(positives), pointer<std::int64_t>(row_groups),
-                          pointer<std::int64_t>(col_groups), pointer<float>(row_ceiling), self_offset.has_value(), self_offset.value_or(0)};
+                          pointer<std::int64_t>(col_groups), pointer<float>(row_ceiling), self_offset.has_value(),
+                          self_offset.value_or(0)};
            }),
            kw_only(), arg("anchors"), arg("candidates"), arg("element_type"), arg("float32_products"),
            arg("anchor_stride"), arg("candidate_stride"), arg("rows"), arg("cols"), arg("depth"), arg("scale"),

@@ -304,7 +304,8 @@ double fma_rate(double seconds) {
 
 template <class Real>
 constexpr contrastile::cpu::VectorKernels<Real> all_kernels() {
-  return {scale_and_maxima<Real>, exp_sums<Real>, weigh<Real>, mask_equal_groups<Real>, mask_above<Real>, count_above<Real>};
+  return {scale_and_maxima<Real>,  exp_sums<Real>,   weigh<Real>,
+          mask_equal_groups<Real>, mask_above<Real>, count_above<Real>};
 }
 
 }  // namespace

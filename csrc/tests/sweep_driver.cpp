@@ -64,7 +64,8 @@ class Case {
     std::snprintf(text, sizeof text, "N %lld, M %lld, D %lld, type %d, %s%s%s%s%s%d threads, %lld bytes",
                   (long long)p_.rows, (long long)p_.cols, (long long)p_.depth, int(anchors_.view.type),
                   mirrored_ ? "one triangle, " : "", p_.positives ? "positives, " : "", p_.row_groups ? "groups, " : "",
-                  p_.above_ceiling ? "ceilings, " : "", p_.self_offset ? "self masked, " : "", execution_.threads, (long long)execution_.workspace_bytes);
+                  p_.above_ceiling ? "ceilings, " : "", p_.self_offset ? "self masked, " : "", execution_.threads,
+                  (long long)execution_.workspace_bytes);
     return text;
   }
 
