@@ -78,7 +78,7 @@ def run(program: Path, *arguments: object, **environment: str) -> subprocess.Com
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=1200,
+        timeout=7200 if FULL else 1200,
     )
 
 

@@ -10,7 +10,7 @@ import math
 
 import pytest
 import torch
-from contrastile.pairs import GradNeeds, PairProblem, SoftmaxWeights
+from contrastile.pairs import GivenWeights, GradNeeds, PairProblem, SoftmaxWeights
 from dense_sweeps import (
     BOTH,
     CAPPED,
@@ -212,6 +212,30 @@ def test_cap_makes_overflow_impossible(backend):
     grads = backend.pair_grad(problem, weights, ALL_NEEDS)
     assert_sweep(problem, grad_results(grads, False), lambda dense: dense.given(weights))
     assert all(value.isfinite().all() for value in grad_results(grads, False).values())
+
+
+@pytest.mark.parametrize("highest", [39.0, 79.0])
+@pytest.mark.parametrize("direction", DIRECTIONS, ids=["rows", "columns", "both"])
+def test_a_weight_near_overflow_stays_finite_beside_lower_shifts(backend, direction, highest):
+    """exp(s - shift) is finite for the last row and column, exp(s - shift of their neighbours) is not."""
+    x, y = torch.zeros(65, 1), torch.linspace(-1, 0.5, 70)[:, None]
+    x[-1], y[-1] = 1.0, highest + 51
+    row_shift, col_shift = torch.zeros(65), torch.zeros(70)
+    row_shift[-1] = col_shift[-1] = highest
+    rows, columns = direction["rows"], direction["columns"]
+    weights = GivenWeights(
+        row_shift=row_shift if rows else None,
+        row_gain=torch.ones(65) if rows else None,
+        col_shift=col_shift if columns else None,
+        col_gain=torch.ones(70) if columns else None,
+        positive_coeff=None,
+        function=EXPONENTIAL,
+    )
+    problem = PairProblem(x, y, torch.ones(65))
+    grads = backend.pair_grad(problem, weights, GradNeeds(dx=True, dy=True, moment=True, stats=False))
+    ours = grad_results(grads, False)
+    assert all(value.isfinite().all() for value in ours.values())
+    assert_sweep(problem, ours, lambda dense: dense.given(weights))
 
 
 def test_positive_coefficient_keeps_its_digits_when_the_model_is_confident(backend):
