@@ -177,12 +177,14 @@ def _ranking_loss(columns: Sequence[Tensor], terms: Terms, group: Group | None) 
     jointly = terms.partition_mode == "joint" and len(directions) > 1
     if any(terms.hardness) or jointly or terms.false_negative_margin is not None:
         return _from_normalizers(queries, documents, terms, share)
+    positives = documents[0]
+    candidates = positives if len(documents) == 1 else torch.cat(documents)
+    if "doc_to_query" in directions and candidates is positives:
+        return info_nce(queries, positives, terms.scale, group=group)
+    to_doc = info_nce(queries, candidates, terms.scale, symmetric=False, group=group)
     if "doc_to_query" not in directions:
-        return info_nce(queries, torch.cat(documents), terms.scale, symmetric=False, group=group)
-    if len(documents) == 1:
-        return info_nce(queries, documents[0], terms.scale, group=group)
-    to_doc = info_nce(queries, torch.cat(documents), terms.scale, symmetric=False, group=group)
-    return (to_doc + info_nce(documents[0], queries, terms.scale, symmetric=False, group=group)) / 2
+        return to_doc
+    return (to_doc + info_nce(positives, queries, terms.scale, symmetric=False, group=group)) / 2
 
 
 def _check_columns(columns: Sequence[Tensor]) -> None:
