@@ -213,7 +213,7 @@ def tile_coefficients(
         if col_sums.max is not None:
             col_max, col_sum = sums_by_own_maxima(logits, 0, ROW_LANES)
     else:
-        shift = shift_of_tile(weights, first_row, first_col)
+        shift = shift_of_tile(weights, first_row, tl.minimum(first_col, pairs.cols - 1))
         exponentials = exp(logits - shift)
         row_factor = tl.where(valid_row, exp(shift - row_shift), 0.0)  # padding has no shift: it might overflow
         col_factor = tl.where(valid_col, exp(shift - col_shift), 0.0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from contrastile.kernels.tiles import rounded
+from contrastile.kernels.tiles import SMALLEST_NORMAL, rounded
 
 
 @triton.jit
@@ -36,7 +36,8 @@ def bridge_rows_kernel(
     at = tl.load(time + row, mask=is_row, other=0.0)[:, None]
     mean = at * v + (1 - at) * t
     square = tl.sum(mean * mean, 1)[:, None]
-    inverse = tl.where(square == 0, 0.0, 1 / tl.sqrt(tl.where(square == 0, 1.0, square)))
+    is_nothing = square < SMALLEST_NORMAL  # what is below it a GPU takes for 0, and 1 / 0 would follow
+    inverse = tl.where(is_nothing, 0.0, 1 / tl.sqrt(tl.where(is_nothing, 1.0, square)))
     direction = mean * inverse
     residual = aug - direction
     tl.store(values + row, tl.sum(residual * residual, 1), mask=is_row)

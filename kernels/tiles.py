@@ -17,6 +17,7 @@ from triton.language.extra import libdevice
 
 INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
 INFINITY = tl.constexpr(float("inf"))
+SMALLEST_NORMAL = tl.constexpr(2.0**-126)
 SMALLEST_SUM = tl.constexpr(2.0**-80)  # of exp(logit - shift): what a float32 then loses is below its precision
 LARGEST_SUM = tl.constexpr(2.0**100)  # nothing overflowed, nor will a sum of several; below a maximum nothing can
 
@@ -151,7 +152,8 @@ def positives_in_tile(pairs, row, first_col, BLOCK_COLS: tl.constexpr):
 def exp(values):
     """Below the smallest normal number 0: to keep what lies there takes three instructions more."""
     if INTERPRETING:
-        return tl.exp(values)
+        exponentials = tl.exp(values)
+        return tl.where(exponentials < SMALLEST_NORMAL, 0.0, exponentials)
     else:
         return libdevice.fast_expf(values)
 

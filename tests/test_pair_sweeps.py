@@ -214,6 +214,19 @@ def test_cap_makes_overflow_impossible(backend):
     assert all(value.isfinite().all() for value in grad_results(grads, False).values())
 
 
+@pytest.mark.parametrize("columns", [False, True], ids=["rows", "both"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("highest", [93.0, 133.0])
+def test_a_row_far_below_its_tile_keeps_its_softmax(backend, highest, dtype, columns):
+    """Row and column 1 have logits of 0 alone, in a tile with one of 54 and with positives whose exp(-s) is nothing."""
+    x, y = torch.eye(128), torch.eye(128)
+    x[1, 1], x[2, 3] = 0.0, 54 / highest
+    problem = PairProblem(x.to(dtype), y.to(dtype), torch.full((128,), highest), positives=torch.arange(128))
+    grads = backend.pair_grad(problem, SoftmaxWeights(columns=columns), ALL_NEEDS)
+    assert_sweep(problem, grad_results(grads, False), lambda dense: dense.softmax(columns))
+    assert_sweep(problem, stats_results(grads.stats), lambda dense: dense.stats(columns))
+
+
 @pytest.mark.parametrize("highest", [39.0, 79.0])
 @pytest.mark.parametrize("direction", DIRECTIONS, ids=["rows", "columns", "both"])
 def test_a_weight_near_overflow_stays_finite_beside_lower_shifts(backend, direction, highest):

@@ -93,6 +93,16 @@ def test_a_mean_of_zero_has_no_direction_and_no_gradient(backend):
     assert gradients[1].count_nonzero() == gradients[2].count_nonzero() == 0
 
 
+@pytest.mark.skipif("triton" not in BACKENDS_HERE, reason="a GPU flushes subnormal numbers, a processor does not")
+def test_a_mean_whose_square_is_subnormal_counts_as_zero():
+    aug, v = torch.randn(3, 8), torch.full((3, 8), 1e-20)
+    values, gradients = rows.run(
+        "triton", BridgeDistance(torch.full((3,), 0.5)), (aug, v, v), torch.ones(3), (True,) * 3
+    )
+    torch.testing.assert_close(values, aug.square().sum(1))
+    assert gradients[1].count_nonzero() == gradients[2].count_nonzero() == 0
+
+
 @pytest.mark.parametrize("backend", BACKENDS_HERE)
 @pytest.mark.parametrize("name", KINDS)
 def test_nan_stays_in_its_row(backend, name):

@@ -14,6 +14,10 @@ namespace {
 
 constexpr int merge_threads = 256;
 
+// So a total's shift is at most 14 above its logarithm. A tile's may be 55 above: a gradient sweep that then takes a
+// shift 40 above the row's would lose the row to underflow.
+constexpr float smallest_total = 0x1p-20f;
+
 struct MergeArguments {
   Sums tiles, totals;
   int lines, length;
@@ -36,6 +40,11 @@ __global__ void __launch_bounds__(merge_threads) merge_kernel(const __grid_const
       const float joint = fmaxf(max, tile_max), shift = finite(joint);
       sum = sum * exponential(max - shift) + tile_sum * exponential(tile_max - shift);
       max = joint;
+    }
+    if (sum > 0 && sum < smallest_total) {
+      const float nearer = max + device::log2_approx(sum) / log2_e;
+      sum *= exponential(max - nearer);
+      max = nearer;
     }
     totals.max[entry] = max;
     totals.sum[entry] = sum;

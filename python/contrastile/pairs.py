@@ -58,7 +58,8 @@ class PairProblem:
 class PairStats:
     """Over the negatives: sum_j exp(s_ij) = row_sum_i * exp(row_max_i); likewise by column.
 
-    row_max is the largest logit, or a number so near it that the sum keeps its precision. Accumulation dtype.
+    row_max is the largest logit, or a number so near it that the sum keeps its precision, and at most 14 above the
+    sum's logarithm. Accumulation dtype.
     A row without negatives has max -inf and sum 0.
     """
 

@@ -1,6 +1,7 @@
 """The pass over rows that no pair leaves: what it is given, what it gives back, and who does it.
 
-    BridgeDistance   inputs a, v, t:         |a - m / |m||^2 with m = time v + (1 - time) t; where m is 0, |a|^2
+    BridgeDistance   inputs a, v, t:         |a - m / |m||^2 with m = time v + (1 - time) t; where m is 0, or its square
+                                             less than a GPU tells from 0 (2^-126), |a|^2
     DotProducts      inputs x1, y1, x2, y2:  <x1, y1>^2 + <x2, y2>^2, or (<x1, y1> - <x2, y2>)^2
 
 by row, and the gradient of sum_j gain_j value_j in each input. It is beside the sweeps of pairs.py because it touches

@@ -29,7 +29,7 @@ STRIP_SHARE = 2  # one part in so many of the workspace
 MOST_PAIRS = 2**26  # of a window: 24 MiB of partial sums in tiles of 64 x 64, and launches long enough to hide the host
 # A strip of whole rows adds to all of dY: 8 D bytes a column against 2 D flop for each of its rows.
 FEWEST_WHOLE_ROWS = 1024
-LARGEST_MISS = 60.0  # of a guessed shift: exponentials within exp(60) keep a float32's digits
+LARGEST_MISS = 40.0  # of a guessed shift below the log-sum-exp: a tile's may be 40 below it, and exp(80) is finite
 
 
 class Gradients:
