@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 
 class Pairs(NamedTuple):
-    """Embeddings and masks of a problem: tensors at a launch, pointers in a kernel."""
+    """Embeddings and masks of a problem. Where one triangle is launched, positives are mutual and all scales equal."""
 
-    anchors: Any  # (N, D)
+    anchors: Any  # (N, D), unit stride along D
     candidates: Any  # (M, D), likewise
     anchor_stride: Any  # elements from a row to the next
     candidate_stride: Any
@@ -23,7 +23,7 @@ class Pairs(NamedTuple):
 
 
 class Window(NamedTuple):
-    """The pairs of one launch; it ends with a tile or with all pairs, whose bounds are the only ones to mask by."""
+    """The pairs of one launch. Its sides end with a whole tile or with all pairs."""
 
     first_row: Any
     first_col: Any
@@ -34,7 +34,7 @@ class Window(NamedTuple):
 class Sums(NamedTuple):
     """Of exponentials, by row or by column; None where not asked for. One line for each tile on the way."""
 
-    max: Any  # (tiles, length): a shift: the largest logit or a number near it; -inf where there is none
+    max: Any  # (tiles, length): a shift, at most 55 above the largest logit (14 in totals); -inf where there is none
     sum: Any  # (tiles, length): sum of exp(logit - shift)
     mass: Any  # (tiles, length): sum of phi, the primitive of the weights; of the gradient sweep alone
     weight: Any = None  # (tiles, length): sum of the weights f themselves; of sigmoids, by row alone
@@ -56,11 +56,13 @@ class Strip(NamedTuple):
     coefficients: Any  # (window rows, window columns); None: only sums are wanted
     stride: Any  # elements from a row to the next
     factor: Any  # (1,) float32 that all are multiplied with, to fit float16; None: 1
-    rows: Any = None  # (N,) bool: tiles without any of these rows stay as they are; None: all are written
+    rows: Any = None  # (N,) bool: tiles without any of these rows stay as they are, and give no sums; None: all do
 
 
 class Gradients(NamedTuple):
-    """What the products are added to, contiguous and float32. That of the owned side is given."""
+    """What the products are added to, contiguous and float32, two arrays also where X is Y. The owned side's is not
+    None.
+    """
 
     anchors: Any  # (N, D) or None
     candidates: Any  # (M, D) or None

@@ -1,11 +1,12 @@
-"""First half of the gradient sweep: coefficients C of a window of pairs, and the sums met on the way.
+"""Coefficients C of a window of pairs into a strip, and the sums met on the way.
 
     C_ij = row_gain_i * f(s_ij - row_shift_i) + col_gain_j * f(s_ij - col_shift_j), the given value at positives,
     0 at masked pairs; f = exp, min(exp, 1) (capped), or the sigmoid
 
     reads   X and Y once per tile column and tile row, mostly from the L2 cache in the grouped order of tiles
-    writes  scale_i * C_ij, 2 bytes a pair (4 for float32 inputs), into a strip that two matrix products then read;
-            12 bytes at most of sums for BLOCK pairs and direction
+    writes  factor * scale_i * C_ij, 2 bytes a pair (4 for float32 inputs), into a strip that two matrix products of
+            the vendor's library then read; sums by row of a part and by column of a tile, 4 bytes each: shift and sum
+            of exp (statistics for a normaliser that is remembered), mass = sum of phi, phi' = f (the loss' value)
     work    one product, 2 N M D flop; one exponential a pair, of sigmoids a reciprocal and a
             polynomial of nine steps more
     bound   matrix pipe for D > 128 (docs/kernels.md has the count for every target)
@@ -22,6 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from contrastile.kernels.tiles import (
+    LARGEST_SUM,
     are_exact,
     exp,
     halves,
@@ -38,7 +40,6 @@ from contrastile.kernels.tiles import (
 )
 
 FARTHEST_SHIFT = tl.constexpr(40.0)  # from the one of the tile
-LARGEST_MASS = tl.constexpr(2.0**100)
 
 
 @triton.jit
@@ -49,9 +50,9 @@ def coefficients_kernel(
     window,  # Window
     weights,  # Weights
     strip,  # Strip
-    row_sums,  # Sums (parts of tile columns, window rows)
+    row_sums,  # Sums (tile columns * PARTS, window rows)
     col_sums,  # Sums (tile rows, window columns)
-    FUNCTION: tl.constexpr,  # value of a WeightFunction
+    FUNCTION: tl.constexpr,  # value of a WeightFunction: "exponential", "capped" or "sigmoid"
     DEPTH: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
@@ -112,7 +113,7 @@ def store_coefficients(
     row_sums,
     col_sums,
     tile_row,
-    tile_col,
+    part_col,
     FUNCTION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
@@ -133,7 +134,7 @@ def store_coefficients(
                 row_sums,
                 col_sums,
                 tile_row,
-                2 * tile_col + side,
+                2 * part_col + side,
                 FUNCTION,
                 BLOCK_ROWS,
                 BLOCK_COLS // 2,
@@ -142,9 +143,9 @@ def store_coefficients(
                 ROW_LANES,
             )
     else:
-        row_in_window, col_in_window = tile_row * BLOCK_ROWS, tile_col * BLOCK_COLS
+        row_in_window, col_in_window = tile_row * BLOCK_ROWS, part_col * BLOCK_COLS
         logits = scaled(products, pairs, window.first_row + row_in_window, BLOCK_ROWS)
-        coefficients = tile_coefficients(
+        coefficients = part_coefficients(
             logits,
             pairs,
             window,
@@ -153,7 +154,7 @@ def store_coefficients(
             row_sums,
             col_sums,
             tile_row,
-            tile_col,
+            part_col,
             FUNCTION,
             BLOCK_ROWS,
             BLOCK_COLS,
@@ -169,7 +170,7 @@ def store_coefficients(
 
 
 @triton.jit
-def tile_coefficients(
+def part_coefficients(
     logits,
     pairs,
     window,
@@ -178,14 +179,14 @@ def tile_coefficients(
     row_sums,
     col_sums,
     tile_row,
-    tile_col,
+    part_col,
     FUNCTION: tl.constexpr,
     BLOCK_ROWS: tl.constexpr,
     BLOCK_COLS: tl.constexpr,
     ROW_LANES: tl.constexpr,
 ):
-    """factor * scale_i * C_ij of a tile, 0 in padding, from the logits of all its pairs. Stores the tile's sums."""
-    row_in_window, col_in_window = tile_row * BLOCK_ROWS, tile_col * BLOCK_COLS
+    """factor * scale_i * C_ij of a part, 0 in padding, from the logits of all its pairs. Stores the part's sums."""
+    row_in_window, col_in_window = tile_row * BLOCK_ROWS, part_col * BLOCK_COLS
     first_row, first_col = window.first_row + row_in_window, window.first_col + col_in_window
     row = first_row + tl.arange(0, BLOCK_ROWS)
     col = first_col + tl.arange(0, BLOCK_COLS)
@@ -195,7 +196,7 @@ def tile_coefficients(
     row_shift, row_gain = load_term(weights.row_shift, weights.row_gain, row, valid_row)
     col_shift, col_gain = load_term(weights.col_shift, weights.col_gain, col, valid_col)
     CAP: tl.constexpr = FUNCTION == "capped"
-    row_weight = row_gain  # of this shape; stored by sigmoids alone
+    row_weight = row_gain  # anything of this shape: sigmoids alone store it
     if FUNCTION == "sigmoid":
         row_max, row_sum, row_mass = row_gain, row_gain, row_gain
         col_max, col_sum, col_mass = col_gain, col_gain, col_gain
@@ -244,7 +245,7 @@ def tile_coefficients(
                 row_max, row_sum = sums_by_own_maxima(logits, 1, ROW_LANES)
             if col_sums.max is not None:
                 col_max, col_sum = sums_by_own_maxima(logits, 0, ROW_LANES)
-    store_sums(row_sums, tile_col, window.rows, row_in_window, row_max, row_sum, row_mass, row_weight, BLOCK_ROWS)
+    store_sums(row_sums, part_col, window.rows, row_in_window, row_max, row_sum, row_mass, row_weight, BLOCK_ROWS)
     store_sums(
         col_sums, tile_row, window.cols, col_in_window, col_max, col_sum, col_mass, weight=None, BLOCK=BLOCK_COLS
     )
@@ -290,7 +291,7 @@ def all_fit(term, sums, shift, own_shift, total, mass, valid, CAP: tl.constexpr)
     if term is not None:
         fits &= tl.abs(own_shift - shift) <= FARTHEST_SHIFT
         if CAP or sums.mass is not None:
-            fits &= mass <= (1.0 if CAP else LARGEST_MASS)
+            fits &= mass <= (1.0 if CAP else LARGEST_SUM)
     if sums.max is not None:
         fits &= are_exact(total)
     if term is None and sums.max is None:

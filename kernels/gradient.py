@@ -1,8 +1,10 @@
 """Fused gradient sweep: dX and dY of a window of pairs, whose logits and coefficients never leave the chip.
 
     reads   the owned side once, the other once per owned block, mostly from the L2 cache
-    writes  the owned side's gradient once; the other's, 4 D bytes for every column and owned block, by atomic addition
-    work    the product of the logits and one for each gradient that a launch computes
+    writes  what is added to the owned side's gradient, read and written once; to the other's, 4 D bytes for every
+            column and owned block, by atomic addition; sums as in coefficients.py
+    work    the product of the logits and one for each gradient that a launch computes; exponentials as in
+            coefficients.py
     bound   matrix pipe, as long as a block's gradient fits into registers beside a tile of logits: D <= 128
 
 A program owns a block of anchors, holds their gradient in registers and walks the candidates. The gradient of the
@@ -15,8 +17,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from contrastile.kernels.coefficients import tile_coefficients
-from contrastile.kernels.tiles import add_product, load_rows, rounded
+from contrastile.kernels.coefficients import part_coefficients
+from contrastile.kernels.tiles import add_product, load_anchors, load_candidates, rounded, scaled
 
 
 @triton.jit
@@ -42,29 +44,28 @@ def gradient_kernel(
     block = tl.program_id(0)
     if OWNS_CANDIDATES:
         steps = tl.cdiv(window.rows, BLOCK_ROWS)
-        y = load_candidates(
-            pairs, candidate_blocks, window.first_col + block * BLOCK_COLS, DEPTH, BLOCK_COLS, BLOCK_DEPTH
-        )
+        first_col = window.first_col + block * BLOCK_COLS
+        y = load_candidates(pairs, candidate_blocks, first_col, 0, DEPTH, BLOCK_COLS, BLOCK_DEPTH)
         owned = tl.zeros((BLOCK_COLS, BLOCK_DEPTH), tl.float32)
     else:
         steps = tl.cdiv(window.cols, BLOCK_COLS)
-        x = load_anchors(pairs, anchor_blocks, window.first_row + block * BLOCK_ROWS, DEPTH, BLOCK_ROWS, BLOCK_DEPTH)
+        first_row = window.first_row + block * BLOCK_ROWS
+        x = load_anchors(pairs, anchor_blocks, first_row, 0, DEPTH, BLOCK_ROWS, BLOCK_DEPTH)
         owned = tl.zeros((BLOCK_ROWS, BLOCK_DEPTH), tl.float32)
 
     for step in tl.range(0, steps):
         if OWNS_CANDIDATES:
             tile_row, tile_col = step, block
-            x = load_anchors(pairs, anchor_blocks, window.first_row + step * BLOCK_ROWS, DEPTH, BLOCK_ROWS, BLOCK_DEPTH)
+            first_row = window.first_row + step * BLOCK_ROWS
+            x = load_anchors(pairs, anchor_blocks, first_row, 0, DEPTH, BLOCK_ROWS, BLOCK_DEPTH)
         else:
             tile_row, tile_col = block, step
-            y = load_candidates(
-                pairs, candidate_blocks, window.first_col + step * BLOCK_COLS, DEPTH, BLOCK_COLS, BLOCK_DEPTH
-            )
-        row = window.first_row + tile_row * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
-        scale = tl.load(pairs.scale + row, mask=row < pairs.rows, other=0.0)
+            first_col = window.first_col + step * BLOCK_COLS
+            y = load_candidates(pairs, candidate_blocks, first_col, 0, DEPTH, BLOCK_COLS, BLOCK_DEPTH)
         products = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
-        logits = add_product(products, x, y.T, PRECISION, EMULATE_BF16) * scale[:, None]
-        coefficients = tile_coefficients(
+        products = add_product(products, x, y.T, PRECISION, EMULATE_BF16)
+        logits = scaled(products, pairs, first_row, BLOCK_ROWS)
+        coefficients = part_coefficients(
             logits,
             pairs,
             window,
@@ -87,50 +88,16 @@ def gradient_kernel(
             if gradients.candidates is not None:
                 other = tl.zeros((BLOCK_COLS, BLOCK_DEPTH), tl.float32)
                 other = add_product(other, coefficients.T, x, PRECISION, EMULATE_BF16)
-                col = window.first_col + step * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+                col = first_col + tl.arange(0, BLOCK_COLS)
                 places, valid = places_of(col, pairs.cols, DEPTH, BLOCK_DEPTH)
                 tl.atomic_add(gradients.candidates + places, other, mask=valid, sem="relaxed")
 
     if OWNS_CANDIDATES:
-        col = window.first_col + block * BLOCK_COLS + tl.arange(0, BLOCK_COLS)
+        col = first_col + tl.arange(0, BLOCK_COLS)
         add_owned(gradients.candidates, owned, col, pairs.cols, DEPTH, BLOCK_DEPTH)
     else:
-        row = window.first_row + block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+        row = first_row + tl.arange(0, BLOCK_ROWS)
         add_owned(gradients.anchors, owned, row, pairs.rows, DEPTH, BLOCK_DEPTH)
-
-
-@triton.jit
-def load_anchors(
-    pairs,
-    anchor_blocks,
-    first,
-    DEPTH: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
-):
-    if anchor_blocks is not None:
-        anchors = anchor_blocks.load([first, 0])
-    else:  # not just what follows: Triton compiles code behind the return of such a branch
-        row = first + tl.arange(0, BLOCK_ROWS)
-        anchors = load_rows(pairs.anchors, pairs.anchor_stride, row, pairs.rows - 1, 0, DEPTH, BLOCK_DEPTH)
-    return anchors
-
-
-@triton.jit
-def load_candidates(
-    pairs,
-    candidate_blocks,
-    first,
-    DEPTH: tl.constexpr,
-    BLOCK_COLS: tl.constexpr,
-    BLOCK_DEPTH: tl.constexpr,
-):
-    if candidate_blocks is not None:
-        candidates = candidate_blocks.load([first, 0])
-    else:
-        col = first + tl.arange(0, BLOCK_COLS)
-        candidates = load_rows(pairs.candidates, pairs.candidate_stride, col, pairs.cols - 1, 0, DEPTH, BLOCK_DEPTH)
-    return candidates
 
 
 @triton.jit

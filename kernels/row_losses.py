@@ -4,7 +4,10 @@
     writes  4 bytes a row, and every gradient that is wanted once, in the inputs' dtype
     bound   DRAM bandwidth
 
-contrastile/backends/rows.py defines the values. Gradients are those of sum_j gain_j value_j.
+    bridge        |a - m / |m||^2, m = time v + (1 - time) t; |a|^2 where m is 0
+    dot products  <x1, y1>^2 + <x2, y2>^2, or (<x1, y1> - <x2, y2>)^2 (DIFFERENCE)
+
+Gradients are those of sum_j gain_j value_j.
 """
 
 from __future__ import annotations
@@ -30,23 +33,23 @@ def bridge_rows_kernel(
 ):
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     is_row = row < rows
-    aug = _load(inputs[0], strides[0], row, is_row, DEPTH, BLOCK_DEPTH)
+    a = _load(inputs[0], strides[0], row, is_row, DEPTH, BLOCK_DEPTH)
     v = _load(inputs[1], strides[1], row, is_row, DEPTH, BLOCK_DEPTH)
     t = _load(inputs[2], strides[2], row, is_row, DEPTH, BLOCK_DEPTH)
-    at = tl.load(time + row, mask=is_row, other=0.0)[:, None]
-    mean = at * v + (1 - at) * t
+    time_of_row = tl.load(time + row, mask=is_row, other=0.0)[:, None]
+    mean = time_of_row * v + (1 - time_of_row) * t
     square = tl.sum(mean * mean, 1)[:, None]
     is_nothing = square < SMALLEST_NORMAL  # what is below it a GPU takes for 0, and 1 / 0 would follow
     inverse = tl.where(is_nothing, 0.0, 1 / tl.sqrt(tl.where(is_nothing, 1.0, square)))
     direction = mean * inverse
-    residual = aug - direction
+    residual = a - direction
     tl.store(values + row, tl.sum(residual * residual, 1), mask=is_row)
     factor = 2 * tl.load(gain + row, mask=is_row, other=0.0)[:, None]
     _store(gradients[0], factor * residual, row, is_row, DEPTH, BLOCK_DEPTH, EMULATE_BF16)
     along = tl.sum(residual * direction, 1)[:, None]
     d_mean = (residual - direction * along) * (-factor * inverse)
-    _store(gradients[1], at * d_mean, row, is_row, DEPTH, BLOCK_DEPTH, EMULATE_BF16)
-    _store(gradients[2], (1 - at) * d_mean, row, is_row, DEPTH, BLOCK_DEPTH, EMULATE_BF16)
+    _store(gradients[1], time_of_row * d_mean, row, is_row, DEPTH, BLOCK_DEPTH, EMULATE_BF16)
+    _store(gradients[2], (1 - time_of_row) * d_mean, row, is_row, DEPTH, BLOCK_DEPTH, EMULATE_BF16)
 
 
 @triton.jit

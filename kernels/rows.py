@@ -22,7 +22,7 @@ def finish_rows_kernel(
     factor,  # (1,) float32 of both sums, or None: 1
     embeddings,  # (N, D) or None
     gradient,  # (N, D), contiguous, written, or None
-    moments,  # (N,) float32, written, or None: dot product of every row with its gradient
+    moments,  # (N,) float32, written, or None: dot product of every row with factor * row_factor * sums, unrounded
     row_stride,  # of embeddings, as is
     feature_stride,
     rows,

@@ -2,16 +2,20 @@
 
     reads   anchors X once per tile column, candidates Y once per tile row; mostly from the L2 cache, as tiles are
             taken in groups
-    writes  (shift, sum) of every row of a part, and of every column of a tile if asked: 8 bytes each
+    writes  (shift, sum) of every row of a part, and of every column of a tile if asked: 8 bytes each; with ranks an
+            atomic addition of 8 bytes for every row of a part
     work    one product, 2 N M D flop; one exponential a pair for both directions; with ranks one comparison more
     bound   matrix pipe (docs/kernels.md has the count for every target)
 
-Negatives are all pairs but positives, a sample with itself, and pairs of one group. One program multiplies one tile,
-and sums it whole or, where it is large, part by part (tiles.py). Rows and columns of a part share its largest logit as
-their shift, and so share the exponentials: a row's sum is then as good as under its own maximum unless all of the row
-lies far below. Where the smallest sum says so, or is NaN (a logit of +inf would leave nothing of the other rows), the
-part is summed again with a maximum for every row and every column. merge.py joins the sums in a fixed order, and ranks
-are integers, so results repeat bit for bit.
+Negatives are all pairs but positives, a sample with itself, pairs of one group, and logits above their row's ceiling.
+Where candidates are the anchors, windows on and above the diagonal are launched alone: column sums of a window above it
+are the row sums of its mirror image.
+
+One program multiplies one tile, and sums it whole or, where it is large, part by part (tiles.py). Rows and columns of
+a part share its largest logit as their shift, and so share the exponentials: a row's sum is then as good as under its
+own maximum unless all of the row lies far below. Where the smallest sum says so, or is NaN (a logit of +inf would leave
+nothing of the other rows), the part is summed again with a maximum for every row and every column. merge.py joins the
+sums in a fixed order, and ranks are integers, so results repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -39,7 +43,7 @@ def statistics_kernel(
     anchor_blocks,  # tensor descriptor (TMA) of the anchors, or None
     candidate_blocks,  # likewise
     window,  # Window
-    row_sums,  # Sums (parts of tile columns, window rows)
+    row_sums,  # Sums (tile columns * PARTS, window rows)
     col_sums,  # Sums (tile rows, window columns); without arrays: rows alone
     positive_logit,  # (N,) float32, of each row's positive as tiles compute it; read for ranks alone
     row_rank,  # (N,) int64, 0 before: negatives above the positive, added by every tile; None: no ranks
@@ -162,7 +166,7 @@ def part_statistics(
     valid_row, valid_col = row < pairs.rows, col < pairs.cols
     if row_rank is not None:
         own = tl.load(positive_logit + row, mask=valid_row, other=0.0)
-        # A tie is not above. A NaN is: one logit counts once, and under a positive of NaN all columns do.
+        # A tie is not above. A logit of NaN is, and so is every column where the positive's logit is NaN.
         is_above = ~(logits <= own[:, None]) & valid_col[None, :]
         tl.atomic_add(row_rank + row, tl.sum(is_above.to(tl.int64), 1), mask=valid_row, sem="relaxed")
 
@@ -170,7 +174,8 @@ def part_statistics(
     exponentials = exp(logits - shift)
     col_sum, row_sum = over_rows(exponentials, MAXIMUM=False, ROW_LANES=ROW_LANES), tl.sum(exponentials, 1)
     row_shift, col_shift = tl.zeros_like(row_sum) + shift, tl.zeros_like(col_sum) + shift
-    # Not so either where a row or column has no negative here, as past the edge: then its sum is 0, its shift -inf.
+    # Nor does it for a row or column that has no negative here, as all rows of a part past the last column: sum 0 and
+    # shift -inf are stored then.
     shift_suffices = sums_are_exact(row_sum, valid_row)
     if col_sums.max is not None:
         shift_suffices &= sums_are_exact(col_sum, valid_col)

@@ -19,7 +19,7 @@ INTERPRETING = tl.constexpr(triton.knobs.runtime.interpret)
 INFINITY = tl.constexpr(float("inf"))
 SMALLEST_NORMAL = tl.constexpr(2.0**-126)
 SMALLEST_SUM = tl.constexpr(2.0**-80)  # of exp(logit - shift): what a float32 then loses is below its precision
-LARGEST_SUM = tl.constexpr(2.0**100)  # nothing overflowed, nor will a sum of several; below a maximum nothing can
+LARGEST_SUM = tl.constexpr(2.0**100)  # no exponential in it overflowed, nor will a sum of several such
 
 
 @triton.jit
@@ -76,21 +76,53 @@ def tile_products(
     PRECISION: tl.constexpr,
     EMULATE_BF16: tl.constexpr,
 ):
-    """X Y^T of all pairs of a tile, (BLOCK_ROWS, BLOCK_COLS); padding holds anything finite."""
-    row = first_row + tl.arange(0, BLOCK_ROWS)
-    col = first_col + tl.arange(0, BLOCK_COLS)
+    """X Y^T of all pairs of a tile, (BLOCK_ROWS, BLOCK_COLS); padding holds 0 or products of the last row."""
     products = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
     for first_feature in tl.range(0, DEPTH, BLOCK_DEPTH):
-        if anchor_blocks is not None:
-            x = anchor_blocks.load([first_row, first_feature])
-            y = candidate_blocks.load([first_col, first_feature])
-        else:
-            x = load_rows(pairs.anchors, pairs.anchor_stride, row, pairs.rows - 1, first_feature, DEPTH, BLOCK_DEPTH)
-            y = load_rows(
-                pairs.candidates, pairs.candidate_stride, col, pairs.cols - 1, first_feature, DEPTH, BLOCK_DEPTH
-            )
+        x = load_anchors(pairs, anchor_blocks, first_row, first_feature, DEPTH, BLOCK_ROWS, BLOCK_DEPTH)
+        y = load_candidates(pairs, candidate_blocks, first_col, first_feature, DEPTH, BLOCK_COLS, BLOCK_DEPTH)
         products = add_product(products, x, y.T, PRECISION, EMULATE_BF16)
     return products
+
+
+@triton.jit
+def load_anchors(
+    pairs,
+    blocks,
+    first_row,
+    first_feature,
+    DEPTH: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    """By the tensor descriptor `blocks`, where there is one: 0 past the last row."""
+    if blocks is not None:
+        anchors = blocks.load([first_row, first_feature])
+    else:  # not just what follows: Triton compiles code behind the return of such a branch
+        row = first_row + tl.arange(0, BLOCK_ROWS)
+        anchors = load_rows(pairs.anchors, pairs.anchor_stride, row, pairs.rows - 1, first_feature, DEPTH, BLOCK_DEPTH)
+    return anchors
+
+
+@triton.jit
+def load_candidates(
+    pairs,
+    blocks,
+    first_col,
+    first_feature,
+    DEPTH: tl.constexpr,
+    BLOCK_COLS: tl.constexpr,
+    BLOCK_DEPTH: tl.constexpr,
+):
+    """Likewise."""
+    if blocks is not None:
+        candidates = blocks.load([first_col, first_feature])
+    else:
+        col = first_col + tl.arange(0, BLOCK_COLS)
+        candidates = load_rows(
+            pairs.candidates, pairs.candidate_stride, col, pairs.cols - 1, first_feature, DEPTH, BLOCK_DEPTH
+        )
+    return candidates
 
 
 @triton.jit
@@ -101,7 +133,7 @@ def halves(products, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def scaled(products, pairs, first_row, ROWS: tl.constexpr):
-    """Logits."""
+    """The logits: products times the scale of their row."""
     row = first_row + tl.arange(0, ROWS)
     scale = tl.load(pairs.scale + row, mask=row < pairs.rows, other=0.0)
     return products * scale[:, None]
@@ -109,16 +141,18 @@ def scaled(products, pairs, first_row, ROWS: tl.constexpr):
 
 @triton.jit
 def keep_negatives(logits, pairs, first_row, first_col, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
-    """-inf in the place of padding, positives and masked pairs. Most tiles have none, and cost no comparison."""
+    """-inf in the place of padding, positives and masked pairs. Most tiles have no padding, no positive and no sample
+    with itself, and cost no comparison for them; groups and ceilings are compared in every tile.
+    """
     row = first_row + tl.arange(0, BLOCK_ROWS)
     col = first_col + tl.arange(0, BLOCK_COLS)
-    has_others = (first_row + BLOCK_ROWS > pairs.rows) | (first_col + BLOCK_COLS > pairs.cols)
+    has_excluded = (first_row + BLOCK_ROWS > pairs.rows) | (first_col + BLOCK_COLS > pairs.cols)
     if pairs.positives is not None:
-        has_others |= positives_in_tile(pairs, row, first_col, BLOCK_COLS)
+        has_excluded |= positives_in_tile(pairs, row, first_col, BLOCK_COLS)
     if pairs.self_offset is not None:
         first_own = first_row + pairs.self_offset
-        has_others |= (first_own < first_col + BLOCK_COLS) & (first_own + BLOCK_ROWS > first_col)
-    if has_others:
+        has_excluded |= (first_own < first_col + BLOCK_COLS) & (first_own + BLOCK_ROWS > first_col)
+    if has_excluded:
         is_negative = (row < pairs.rows)[:, None] & (col < pairs.cols)[None, :]
         if pairs.positives is not None:
             is_negative &= col[None, :] != load_positives(pairs, row)[:, None]
