@@ -55,10 +55,11 @@ def add_product(total, left, right, PRECISION: tl.constexpr, EMULATE_BF16: tl.co
 
 @triton.jit
 def rounded(values, dtype: tl.constexpr, EMULATE_BF16: tl.constexpr):
-    """To the nearest of a narrower dtype, ties to even."""
-    if EMULATE_BF16:
+    """To the nearest of a dtype that is as wide or narrower, ties to even."""
+    if EMULATE_BF16 and dtype == tl.bfloat16:
         bits = values.to(tl.int32, bitcast=True)
-        values = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        nearest = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+        values = tl.where(values == values, nearest, float("nan"))
     return values.to(dtype)
 
 

@@ -10,6 +10,9 @@ import math
 
 import pytest
 import torch
+from contrastile.distributed.member import Member
+from contrastile.distributed.plans import GatherPlan, RingPlan
+from contrastile.distributed.sweeps import GroupSweeps
 from contrastile.pairs import GivenWeights, GradNeeds, PairProblem, SoftmaxWeights
 from dense_sweeps import (
     BOTH,
@@ -17,6 +20,7 @@ from dense_sweeps import (
     DIRECTIONS,
     EXPONENTIAL,
     PROBLEMS,
+    SIGMOID,
     Dense,
     assert_sweep,
     given_weights,
@@ -27,7 +31,7 @@ from dense_sweeps import (
     two_towers,
 )
 from support import BACKENDS_HERE, Shape, assert_at_most, ids, permutation, small_workspace, sweeps_of
-from torch import Tensor
+from torch import Tensor, distributed
 
 ALL_NEEDS = GradNeeds(dx=True, dy=True, moment=True, stats=True)
 
@@ -261,6 +265,27 @@ def test_positive_coefficient_keeps_its_digits_when_the_model_is_confident(backe
     assert_at_most(grads.dx, truth, 4e-6 * truth.abs().max().item(), "dx")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("function", [CAPPED, SIGMOID], ids=["cap", "sigmoid"])
+@pytest.mark.parametrize("depth", [16, 200])
+def test_gains_of_zero_nan_and_infinity_reach_their_own_rows_alone(backend, depth, function, dtype):
+    """One factor fits float16's coefficients into its range: it must come from gains that are finite and not 0."""
+    problem = two_towers(Shape(40, 30, depth), dtype)
+    for gain in (0.0, math.nan, math.inf):
+        weights = given_weights(problem, rows=True, columns=False, function=function)
+        weights.row_gain.mul_(0 if gain == 0 else 1)[7] = gain
+        ours = grad_results(backend.pair_grad(problem, weights, GradNeeds(True, False, True, False)), False)
+        if gain == 0:
+            assert not ours["dx"].any()
+            assert not ours["row_moment"].any()
+            continue
+        others = torch.arange(40) != 7
+        assert not ours["dx"][7].isfinite().any()
+        dense = Dense(problem, problem.anchors.double(), problem.candidates.double(), problem.scale.double())
+        truth = dense.given(weights)["dx"][others]
+        assert_at_most(ours["dx"][others], truth, 2e-2 * truth.abs().max().item(), "dx")
+
+
 # Layouts and NaN. Features lie side by side in every problem that a backend is given; rows need not.
 
 
@@ -291,6 +316,49 @@ def test_layout_of_the_inputs_does_not_matter(backend, layout, dtype):
     ):
         grads = backend.pair_grad(strided, weighting, ALL_NEEDS)
         assert_sweep(strided, grad_results(grads, False), evaluate)
+
+
+def between_others(vector: Tensor | None) -> Tensor | None:
+    """A view of every second entry."""
+    return None if vector is None else torch.stack([vector, vector.flip(0) + 1], 1).flatten()[::2]
+
+
+VECTORS = ("scale", "positives", "row_groups", "col_groups", "row_ceiling")
+
+
+@pytest.mark.parametrize("name", ["groups-and-self", "ceilings", "self-triangular"])
+def test_layout_of_scales_ids_and_weights_does_not_matter(backend, name):
+    problem = PROBLEMS[name](torch.float32)
+    weights = given_weights(problem, **BOTH, function=CAPPED)
+    strided = dataclasses.replace(problem, **{each: between_others(getattr(problem, each)) for each in VECTORS})
+    fields = ("row_shift", "row_gain", "col_shift", "col_gain", "positive_coeff")
+    views = dataclasses.replace(weights, **{each: between_others(getattr(weights, each)) for each in fields})
+    expected = grad_results(backend.pair_grad(problem, weights, ALL_NEEDS), problem.self_similarity)
+    found = grad_results(backend.pair_grad(strided, views, ALL_NEEDS), problem.self_similarity)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    one = dataclasses.replace(weights, positive_coeff=torch.full((problem.rows,), 0.5))
+    expanded = dataclasses.replace(weights, positive_coeff=torch.tensor(0.5).expand(problem.rows))
+    expected, found = (
+        grad_results(backend.pair_grad(problem, each, ALL_NEEDS), problem.self_similarity) for each in (one, expanded)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("plan", [GatherPlan, RingPlan])
+@pytest.mark.parametrize("name", ["plain", "self-not-triangular"])
+def test_layout_of_a_process_groups_blocks_does_not_matter(backend, name, plan):
+    problem = PROBLEMS[name](torch.float32)
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        sweeps = GroupSweeps(plan(Member(distributed.group.WORLD), [problem.cols]), backend)
+        for weights in (SoftmaxWeights(columns=True), given_weights(problem, **BOTH, function=CAPPED)):
+            found = sweeps.pair_grad(problem, weights, ALL_NEEDS)
+            expected = backend.pair_grad(problem, weights, ALL_NEEDS)
+            for part in ("dx", "dy", "row_moment"):
+                ours, truth = getattr(found, part), getattr(expected, part)
+                torch.testing.assert_close(ours, truth, rtol=1e-5, atol=1e-5 * truth.abs().max().item())
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_expanded_rows_are_read_as_equal_rows(backend):

@@ -213,7 +213,7 @@ def log_normalizers(
             a positive, and every pair that groups do not mask is a negative.
         groups: as for `info_nce`.
         columns: the column log-sum-exps as well.
-        log_multiplier: a number of at most 80 in magnitude.
+        log_multiplier: a number of at most 40 in magnitude.
         group, exchange, backend: as for `info_nce`; every process calls backward too.
 
     Returns:
@@ -297,7 +297,7 @@ def gamma_contrastive(
             for `info_nce`. With a group log_u, log_v and the draws are those of own rows and columns.
         log_u: log-weights of the rows, (N,), floating point: minus an estimate of the row's log-normaliser.
         log_v: log-weights of the columns, (M,); needs N == M and distinct positives.
-        log_multiplier: a number of at most 80 in magnitude; each negative counts e^log_multiplier times.
+        log_multiplier: a number of at most 40 in magnitude; each negative counts e^log_multiplier times.
         cap: holds every weight exp(s_ij + log_u_i + ...) at 1 at most, so that stale log-weights cannot overflow.
         row_draws: g above, (N,), above 0, e.g. gamma draws of mean one; default ones. They multiply after the cap.
         col_draws: the same for the columns, (M,); needs log_v.

@@ -17,7 +17,7 @@ from contrastile.pairs import PairProblem
 REDUCTIONS = ("none", "mean", "sum")
 EMBEDDING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-LARGEST_LOG_MULTIPLIER = 80
+LARGEST_LOG_MULTIPLIER = 40
 
 Groups = tuple[Tensor, Tensor]
 
@@ -195,7 +195,7 @@ def check_log_multiplier(log_multiplier: float) -> float:
     if not -LARGEST_LOG_MULTIPLIER <= log_multiplier <= LARGEST_LOG_MULTIPLIER:
         raise ValueError(
             f"log_multiplier is {log_multiplier}: expected at most {LARGEST_LOG_MULTIPLIER} in magnitude, "
-            "beyond which float32 overflows"
+            "beyond which sums in float32 may overflow"
         )
     return log_multiplier
 

@@ -79,20 +79,7 @@ def pair_grad(problem: PairProblem, weights: GivenWeights | SoftmaxWeights, need
 def _aligned_problem(problem: PairProblem) -> PairProblem:
     anchors = _aligned(problem.anchors)
     candidates = anchors if problem.candidates is problem.anchors else _aligned(problem.candidates)
-    return replace(
-        problem,
-        anchors=anchors,
-        candidates=candidates,
-        scale=problem.scale.contiguous(),
-        positives=_contiguous(problem.positives),
-        row_groups=_contiguous(problem.row_groups),
-        col_groups=_contiguous(problem.col_groups),
-        row_ceiling=_contiguous(problem.row_ceiling),
-    )
-
-
-def _contiguous(vector: Tensor | None) -> Tensor | None:
-    return None if vector is None else vector.contiguous()
+    return replace(problem, anchors=anchors, candidates=candidates)
 
 
 def _aligned(embeddings: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ ELEMENT_TYPES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.flo
 class CudaSweep(Sweep):
     def __init__(self, problem: PairProblem, plan: TilePlan, native: ModuleType) -> None:
         super().__init__(problem, plan)
+        problem = self.problem
         self.native = native
         self.device = problem.anchors.device
         self.pairs = native.Pairs(

@@ -37,6 +37,7 @@ def interpreting() -> bool:
 class TritonSweep(Sweep):
     def __init__(self, problem: PairProblem, plan: TilePlan) -> None:
         super().__init__(problem, plan)
+        problem = self.problem
         self.pairs = Pairs(
             anchors=problem.anchors,
             candidates=problem.candidates,

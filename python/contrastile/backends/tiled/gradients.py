@@ -75,9 +75,14 @@ def largest_coefficient(weights: GivenWeights) -> Tensor | None:
     """A bound of |C|, (), where the function of the weights has one."""
     if weights.function is WeightFunction.EXPONENTIAL:
         return None
-    gains = [gain.abs().amax() for gain in (weights.row_gain, weights.col_gain) if gain is not None]
+    gains = [_largest(gain) for gain in (weights.row_gain, weights.col_gain) if gain is not None]
     bound = torch.stack(gains).sum()
-    return bound if weights.positive_coeff is None else torch.maximum(bound, weights.positive_coeff.abs().amax())
+    return bound if weights.positive_coeff is None else torch.maximum(bound, _largest(weights.positive_coeff))
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Magnitude, (), of those that are finite: what is not reaches its own results, and no factor of all."""
+    return values.abs().nan_to_num(nan=0.0, posinf=0.0).amax()
 
 
 def computes_both(needs: GradNeeds) -> bool:
@@ -92,10 +97,11 @@ def fused_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, gra
     targets = [arguments.Gradients(grads.dx, grads.dy, factor)]
     if grads.dx is not None and grads.dy is not None and not computes_both(grads.needs):
         targets = [arguments.Gradients(grads.dx, None, factor), arguments.Gradients(None, grads.dy, factor)]
+    kernel_weights = _kernel_weights(weights)
     for window in sweep.windows(MOST_PAIRS):
         partials = totals.partials(window, sweep.plan)
         for target, sums in zip(targets, (partials, (NO_SUMS, NO_SUMS)), strict=False):
-            sweep.gradient(window, _kernel_weights(weights), target, *sums, weights.function)
+            sweep.gradient(window, kernel_weights, target, *sums, weights.function)
         totals.merge(sweep, window, partials)
     if factor is not None:
         grads.factor = factor.reciprocal()  # exact: a power of two
@@ -104,10 +110,11 @@ def fused_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, gra
 def strip_sweep(sweep: Sweep, weights: GivenWeights, largest: Tensor | None, grads: Gradients, totals: Totals) -> None:
     """All windows of C into the strip, and from there into the gradients. `largest` bounds |C| where that is known."""
     strip = _Strip.new(sweep, grads.needs, largest) if grads.wanted else None
+    kernel_weights = _kernel_weights(weights)
     for window in sweep.windows(MOST_PAIRS if strip is None else strip.most_pairs):
         partials = totals.partials(window, sweep.plan)
         into = NO_STRIP if strip is None else strip.of_window(window)
-        sweep.coefficients(window, _kernel_weights(weights), into, *partials, weights.function)
+        sweep.coefficients(window, kernel_weights, into, *partials, weights.function)
         totals.merge(sweep, window, partials)
         if strip is not None:
             grads.add(window, into.coefficients, strip.anchors, strip.candidates)
@@ -236,14 +243,20 @@ def unavailable_products() -> str | None:
 
 
 def _factor_of_float16(problem: PairProblem, largest: Tensor | None) -> Tensor:
-    """(1,) power of two that moves coefficients of at most `largest` to the upper end of float16's range."""
+    """(1,) power of two that moves coefficients of at most `largest` to the upper end of float16's range. Where that is
+    0 it is at most what keeps the scales finite that it is multiplied with.
+    """
     assert largest is not None
-    exponent = FLOAT16_EXPONENT - (largest * problem.scale.amax()).log2().floor()
-    return exponent.clamp(-126, 126).exp2().reshape(1)
+    scale = _largest(problem.scale)
+    exponent = FLOAT16_EXPONENT - (largest * scale).log2().floor()
+    highest = 126 - scale.log2().ceil().clamp(min=0)
+    return exponent.clamp(min=-126).minimum(highest).exp2().reshape(1)
 
 
 def _kernel_weights(weights: GivenWeights) -> Weights:
-    return Weights(weights.row_shift, weights.row_gain, weights.col_shift, weights.col_gain, weights.positive_coeff)
+    """Kernels take no strides of vectors: what is a view, as from a process group's block, is copied."""
+    vectors = (weights.row_shift, weights.row_gain, weights.col_shift, weights.col_gain, weights.positive_coeff)
+    return Weights(*(None if vector is None else vector.contiguous() for vector in vectors))
 
 
 def _add_product(target: Tensor, coefficients: Tensor, embeddings: Tensor) -> None:

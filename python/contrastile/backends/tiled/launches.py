@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from math import isqrt
 from typing import Protocol
@@ -22,7 +23,7 @@ class Sweep(ABC):
     """A problem made ready for the launches of one plan. None of them waits for the device."""
 
     def __init__(self, problem: PairProblem, plan: TilePlan) -> None:
-        self.problem = problem
+        self.problem = _with_contiguous_vectors(problem)
         self.plan = plan
 
     def windows(self, most_pairs: int) -> Iterator[Window]:
@@ -90,6 +91,13 @@ class Kernels(Protocol):
 
     def finish_rows(self, rows: RowPass) -> None:
         """The last pass over the rows of a gradient."""
+
+
+def _with_contiguous_vectors(problem: PairProblem) -> PairProblem:
+    """Kernels take strides of embeddings alone."""
+    vectors = ("scale", "positives", "row_groups", "col_groups", "row_ceiling")
+    given = {name: getattr(problem, name) for name in vectors}
+    return replace(problem, **{name: vector.contiguous() for name, vector in given.items() if vector is not None})
 
 
 @cache
