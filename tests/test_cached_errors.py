@@ -73,6 +73,38 @@ def test_backward_before_encode_and_twice():
         cache.backward(total(x))
 
 
+def test_encode_that_failed_does_not_set_buffers_back_in_a_later_step():
+    encoder, cache = nn.Sequential(HALF, nn.BatchNorm1d(3)), ct.GradientCache()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        cache.encode(encoder, [ROWS, ROWS[:, 1:]])
+    encoder(ROWS)
+    cache.backward(total(cache.encode(encoder, ROWS, 5)))
+    assert encoder[1].num_batches_tracked == 1 + 1 + 2
+
+
+def test_skipped_step_is_forgotten_after_reset():
+    encoder, cache = nn.Sequential(HALF, nn.BatchNorm1d(3)), ct.GradientCache()
+    total(cache.encode(encoder, ROWS, 5)).backward()  # its embeddings have a gradient, which no one must take
+    cache.reset()
+    with pytest.raises(RuntimeError, match="nothing is encoded"):
+        cache.backward()
+    encoder.zero_grad()
+    cache.backward(cache.encode(encoder, ROWS, 5).sin().sum())
+    found = HALF.weight.grad
+    assert len(cache.replay_errors) == 1
+    assert encoder[1].num_batches_tracked == 2 * 2
+    encoder.zero_grad()
+    step(encoder, chunk_size=5, loss=lambda x: x.sin().sum())
+    torch.testing.assert_close(found, HALF.weight.grad)
+
+
+def test_skipped_step_that_was_not_reset_is_told():
+    cache = ct.GradientCache()
+    cache.encode(HALF, ROWS, 4)
+    with pytest.raises(RuntimeError, match=r"embeddings of tower 0 got no gradient: .* reset\(\)"):
+        cache.backward(total(cache.encode(HALF, ROWS, 4)))
+
+
 def test_loss_that_is_no_tensor():
     cache = ct.GradientCache()
     cache.encode(HALF, ROWS, 4)

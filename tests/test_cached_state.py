@@ -8,7 +8,19 @@ import functools
 import contrastile as ct
 import pytest
 import torch
-from test_cached import DIM, EXACT, FEATURES, assert_equal_to, batch, chunked, dense_info_nce, take_gradients, tower
+import torch.nn.functional as F
+from test_cached import (
+    DIM,
+    EXACT,
+    FEATURES,
+    ROWS,
+    assert_equal_to,
+    batch,
+    chunked,
+    dense_info_nce,
+    take_gradients,
+    tower,
+)
 from torch import Tensor, nn
 
 # Autocast and scaled losses
@@ -138,6 +150,102 @@ def test_whose_buffers_are_found(encoder_of, updates):
     f, images = Running(), batch()
     ct.cached_backward(lambda x: x.square().sum(), (encoder_of(f), images), chunk_size=4)
     assert f.inner[1].num_batches_tracked == updates
+
+
+class WithLoss(nn.Module):
+    """Both towers and the loss, whose memory is among the buffers; the encoders read one of the others, write one."""
+
+    queue: Tensor
+    center: Tensor
+    calls: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = (
+            nn.Sequential(nn.Linear(FEATURES, DIM, bias=False), nn.BatchNorm1d(DIM)).double() for _ in range(2)
+        )
+        self.loss = ct.GammaContrastiveLoss(100)
+        self.register_buffer("queue", torch.full((3, DIM), torch.nan, dtype=torch.float64))
+        self.register_buffer("center", torch.zeros(DIM, dtype=torch.float64))
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def embed(self, side, rows):
+        self.calls += 1
+        return F.normalize(side(rows) - self.center, dim=1)
+
+    def image(self, rows):
+        return self.embed(self.left, rows)
+
+    def text(self, rows):
+        return self.embed(self.right, rows)
+
+    def forward(self, x, y, index):
+        self.calls += 1
+        self.queue[:2] = x[:2].detach()
+        self.center = 0.9 * self.center + 0.1 * x.detach().mean(0)
+        return self.loss(x, y, index)
+
+
+def test_backward_does_not_undo_the_memory_of_a_loss_within_the_encoders_module():
+    plain = WithLoss()
+    cached = copy.deepcopy(plain)
+    for _ in range(3):
+        images, texts, index = batch(), batch(), torch.randperm(100)[:ROWS]
+        plain(chunked(plain.image, images, 4), chunked(plain.text, texts, 5), index).backward()
+        ct.cached_backward(
+            functools.partial(cached, index=index), (cached.image, images), (cached.text, texts), chunk_size=(4, 5)
+        )
+        expected, found = take_gradients(plain.left, plain.right), take_gradients(cached.left, cached.right)
+        assert_equal_to(expected, found, 1e-9)  # the memory is float32
+    assert cached.calls == 3 * (6 + 5 + 1)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(cached.state_dict()[name], value, equal_nan=True)
+
+
+def test_buffers_written_in_the_second_forward_or_the_backward_alone_are_kept():
+    class Counting(nn.Linear):
+        def __init__(self):
+            super().__init__(FEATURES, DIM, dtype=torch.float64)
+            self.register_buffer("with_graph", torch.zeros(()))
+            self.register_buffer("backwards", torch.zeros(()))
+            self.register_full_backward_hook(lambda module, *_: module.backwards.add_(1) and None)
+
+        def forward(self, rows):
+            self.with_graph += torch.is_grad_enabled()
+            return super().forward(rows)
+
+    f, images = Counting(), batch().requires_grad_()
+    ct.cached_backward(lambda x: x.square().sum(), (f, images), chunk_size=4)
+    assert (f.with_graph, f.backwards) == (6, 6)
+
+
+def test_buffers_end_as_the_loss_left_them_when_the_second_forward_fails():
+    f, images = Running(), batch()
+
+    def fail_with_graph(module, inputs):
+        if torch.is_grad_enabled():
+            raise KeyError("second forward")
+
+    f.inner.register_forward_pre_hook(fail_with_graph)
+    with pytest.raises(KeyError):
+        ct.cached_backward(lambda x: x.square().sum() * f.moving.add_(1), (f, images), chunk_size=4)
+    assert (f.moving, f.replaced, f.inner[1].num_batches_tracked) == (1.5**6 + 1, 1 + 6, 6)
+
+
+def test_buffers_that_cannot_be_compared_are_accepted():
+    f, images = tower(), batch()
+    f.register_buffer("graph", torch.eye(3).to_sparse())
+    ct.cached_backward(lambda x: x.square().sum(), (f, images), chunk_size=4)
+    assert torch.equal(f.graph.to_dense(), torch.eye(3))
+
+
+@pytest.mark.parametrize("dead", [4, ROWS])
+def test_replay_errors_are_0_not_nan_where_a_chunk_embeds_to_zeros(dead):
+    f, images = nn.Linear(FEATURES, DIM, bias=False).double(), batch()
+    images[:dead] = 0
+    cache = ct.GradientCache()
+    cache.backward((cache.encode(f, images, 4) + 1).square().sum())
+    assert cache.replay_errors[0] == 0
 
 
 def test_replay_errors_tell_of_randomness_that_was_not_reproduced():

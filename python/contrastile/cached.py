@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -72,8 +72,11 @@ class GradientCache:
 
     The second forward sees the random number generators (torch's own, on the CPU and on the devices of the chunk's
     tensors and of the encoder's parameters), the autocast state and the buffers as the first forward of that chunk saw
-    them. Buffers, such as running statistics, thus end where one forward would have left them. Generators and buffers
-    that PyTorch does not know the encoder to own (Python's `random`, a closure's module) are not set back.
+    them. Buffers, such as running statistics, end as the first forwards and the loss left them, also those of a loss in
+    the encoder's module. A buffer written both there and in an encoder's backward keeps only the former. Generators and
+    buffers that PyTorch does not know the encoder to own (Python's `random`, a closure's module) are not set back.
+
+    A step that is skipped after an encode calls `reset` in place of backward, or the next step would meet its towers.
 
     DistributedDataParallel is found where the encoder is one, holds one as a submodule, or is a method of such a
     module. It exchanges gradients once, in the last chunk of the last tower that uses it.
@@ -86,10 +89,16 @@ class GradientCache:
     def __init__(self) -> None:
         self.replay_errors: list[Tensor] = []
         self._towers: list[_Tower] = []
-        self._buffers: list[_Buffer] = []
+        self._buffers: dict[tuple[int, str], _Buffer] = {}
+
+    def reset(self) -> None:
+        """Forgets what is encoded. Buffers and generators stay as the forwards left them."""
+        self._towers, self._buffers = [], {}
 
     def encode(self, encoder: Encoder, inputs: Any, chunk_size: int | None = None) -> Any:
         """Embeddings of all rows of inputs, (N, ...), leaves that require gradients.
+
+        An encode that raises adds nothing: it may be called again, say with smaller chunks.
 
         Args:
             encoder: called with one chunk, gives a floating-point tensor with a row for each of the chunk's, or a
@@ -107,9 +116,8 @@ class GradientCache:
         """
         name = f"tower {len(self._towers)}"
         chunks = _chunks_of(inputs, chunk_size, name)
-        known = {id(buffer.module) for buffer in self._buffers}
         module = _module_of(encoder)
-        self._buffers += [buffer for buffer in _buffers_of(module) if id(buffer.module) not in known]
+        buffers = _buffers_of(module)
         moments, parts, like = [], [], None
         with torch.no_grad():
             for number, chunk in enumerate(chunks):
@@ -123,6 +131,7 @@ class GradientCache:
             leaves = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
         leaves = [leaf.requires_grad_() for leaf in leaves]
         rows = [len(pieces[0]) for pieces in parts]
+        self._buffers = buffers | self._buffers  # where encodes share a buffer, as the first of them met it
         self._towers.append(_Tower(name, encoder, module, [chunk.value for chunk in chunks], moments, rows, leaves))
         return _with_tensors(like, iter(leaves))
 
@@ -140,19 +149,22 @@ class GradientCache:
         if not self._towers:
             raise RuntimeError("nothing is encoded: expected encode() before each backward()")
         towers, buffers = self._towers, self._buffers
-        self._towers, self._buffers = [], []
+        self.reset()
         if losses:
             _check_losses(losses, expected="backward to be given losses")
             torch.autograd.backward(losses)
         for tower in towers:
             if all(leaf.grad is None for leaf in tower.leaves):
-                raise RuntimeError(f"the embeddings of {tower.name} got no gradient: expected a loss that uses them")
-        for buffer in buffers:
-            buffer.set_back()
+                raise RuntimeError(
+                    f"the embeddings of {tower.name} got no gradient: expected a loss that uses them, "
+                    "and reset() after a step that was skipped"
+                )
         last_use = {wrapper: tower for tower in towers for wrapper in tower.data_parallel}
-        self.replay_errors = [
-            tower.replay([wrapper for wrapper in tower.data_parallel if last_use[wrapper] is tower]) for tower in towers
-        ]
+        with _set_back(buffers.values()):
+            self.replay_errors = [
+                tower.replay([wrapper for wrapper in tower.data_parallel if last_use[wrapper] is tower])
+                for tower in towers
+            ]
 
 
 @dataclass(eq=False)
@@ -199,7 +211,12 @@ class _Tower:
                 "encoder; embed with a frozen one under torch.no_grad(), outside, and let the loss take the result"
             )
         torch.autograd.backward([embedding for embedding, _ in reached], [grad for _, grad in reached])
-        return [(b.detach() - a).abs().amax() / a.abs().amax() for a, b in zip(first, second, strict=True)]
+        return [_relative_error(a, b.detach()) for a, b in zip(first, second, strict=True)]
+
+
+def _relative_error(expected: Tensor, found: Tensor) -> Tensor:
+    largest = expected.abs().amax().clamp_min(torch.finfo(expected.dtype).tiny)  # all may be 0
+    return (found - expected).abs().amax() / largest
 
 
 class _Moment(NamedTuple):
@@ -248,12 +265,22 @@ def _index(device: torch.device) -> tuple[torch.device, ...]:
 
 @dataclass
 class _Buffer:
-    """A module's buffer as it was before the first forward."""
+    """A module's buffer at one moment."""
 
     module: nn.Module
     name: str
     tensor: Tensor
     value: Tensor
+
+    @classmethod
+    def now(cls, module: nn.Module, name: str, tensor: Tensor) -> _Buffer:
+        return cls(module, name, tensor, tensor.detach().clone())
+
+    def is_changed(self, tensor: Tensor) -> bool:
+        try:
+            return tensor is not self.tensor or not torch.equal(tensor, self.value)
+        except NotImplementedError:  # sparse, or on the meta device
+            return True
 
     @torch.no_grad()
     def set_back(self) -> None:
@@ -261,13 +288,30 @@ class _Buffer:
         self.tensor.copy_(self.value)  # always: batch norm changes running statistics without a new version
 
 
-def _buffers_of(module: nn.Module | None) -> list[_Buffer]:
-    return [
-        _Buffer(part, name, tensor, tensor.detach().clone())
+def _buffers_of(module: nn.Module | None) -> dict[tuple[int, str], _Buffer]:
+    return {
+        (id(part), name): _Buffer.now(part, name, tensor)
         for part in ([] if module is None else module.modules())
         for name, tensor in part._buffers.items()
         if tensor is not None
+    }
+
+
+@contextmanager
+def _set_back(buffers: Collection[_Buffer]) -> Iterator[None]:
+    """Buffers as they were; afterwards those changed since then as now, the others as the second forwards left them."""
+    changed = [
+        _Buffer.now(buffer.module, buffer.name, tensor)
+        for buffer in buffers
+        if (tensor := buffer.module._buffers.get(buffer.name)) is not None and buffer.is_changed(tensor)
     ]
+    try:
+        for buffer in buffers:
+            buffer.set_back()
+        yield
+    finally:
+        for buffer in changed:
+            buffer.set_back()
 
 
 def _module_of(encoder: Encoder) -> nn.Module | None:
