@@ -9,7 +9,8 @@ import torch
 from contrastile import backends, info_nce, reference
 from contrastile.draws import GammaDraws
 from contrastile.losses import GammaContrastiveLoss
-from contrastile.normalizer import PairBatch
+from contrastile.normalizer import LogNormalizerMemory, PairBatch, StochasticLogNormalizerMemory
+from contrastile.prototypes import PrototypeLogNormalizer
 from support import BACKENDS_HERE, Shape, towers
 from torch import Tensor, nn
 
@@ -320,6 +321,31 @@ def test_options_out_of_range_are_named(options, message):
 def test_update_rate_belongs_to_the_default_normalizer():
     with pytest.raises(ValueError, match="update_rate and normalizer are both given"):
         loss_of(update_rate=0.5, normalizer=loss_of().normalizer)
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        lambda columns: LogNormalizerMemory(SAMPLES, columns=columns),
+        lambda columns: StochasticLogNormalizerMemory(SAMPLES, columns=columns),
+        lambda columns: PrototypeLogNormalizer(3, DIM, columns=columns),
+    ],
+    ids=["average", "stochastic", "prototypes"],
+)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_normalizer_of_other_directions_is_refused_at_construction(mode, symmetric, normalizer):
+    message = f"with columns={not symmetric}, but symmetric is {symmetric}: expected columns={symmetric}"
+    with pytest.raises(ValueError, match=rf"normalizer is a \w+ {message}"):
+        loss_of(mode, draws="mean", symmetric=symmetric, normalizer=normalizer(not symmetric))
+    loss_of(mode, draws="mean", symmetric=symmetric, normalizer=normalizer(symmetric))
+
+
+def test_a_memory_of_fewer_samples_is_refused_at_construction():
+    message = "normalizer is a LogNormalizerMemory of 10 samples, but num_samples is 40: expected one of at least 40"
+    with pytest.raises(ValueError, match=message):
+        loss_of(normalizer=LogNormalizerMemory(10))
+    loss_of(normalizer=LogNormalizerMemory(SAMPLES + 1))
 
 
 @pytest.mark.parametrize(

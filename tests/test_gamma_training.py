@@ -1,4 +1,4 @@
-"""GammaContrastiveLoss in a training run: resumed, repeated, compiled, and against InfoNCE at the same batch."""
+"""GammaContrastiveLoss in a training run: resumed, repeated, of one sample, compiled, and against InfoNCE."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from contrastile import info_nce
 from contrastile.losses import GammaContrastiveLoss
 from support import Shape, towers
 from test_gamma_loss import DIM, MODES, ROWS, SAMPLES, SCALE, batch, loss_of, same_state
+from test_normalizer import default_dtype
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -78,6 +79,50 @@ def test_global_seed_fixes_the_draws_where_no_generator_is_given():
         return loss(*batch())
 
     assert torch.equal(run(), run())
+
+
+def test_a_default_dtype_of_16_bits_changes_nothing():
+    plain = loss_of()
+    with default_dtype(torch.bfloat16):
+        under_narrow = loss_of()
+        for seed in range(3):
+            assert torch.equal(under_narrow(*batch(seed)), plain(*batch(seed)))
+    assert all(a.dtype == b.dtype for a, b in zip(under_narrow.buffers(), plain.buffers(), strict=True))
+    assert same_state(under_narrow, plain)
+
+
+# Batches without negatives
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("rows", [2, 5])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_whose_rows_are_one_sample_teaches_no_normaliser(mode, rows, symmetric):
+    loss = loss_of(mode, draws="mean", symmetric=symmetric)
+    x, y, index = batch()
+    loss(x, y, index)
+    before = loss.normalizer.level.clone()
+    new = (set(range(SAMPLES)) - set(index.tolist())).pop()
+    for sample in (int(index[2]), new):
+        value = loss(x[:rows], y[:rows], torch.full((rows,), sample))
+        assert bool(value.isfinite())
+        assert torch.equal(loss.normalizer.level, before)
+    assert int(loss.normalizer.visits) == ROWS
+    assert int(loss.stats()["rejected"]) == 2 * rows
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_batch_without_negatives_leaves_drift_and_the_count_of_weights(mode, rows):
+    loss = loss_of(mode, draws="mean")
+    x, y, index = batch()
+    for _ in range(2):
+        loss(x, y, index)
+    before = loss.drift.clone(), loss.weight_sums.clone()
+    loss.normalizer.level.sub_(1.0)
+    loss(x[:rows], y[:rows], index[:1].expand(rows))
+    assert torch.equal(loss.drift, before[0])
+    assert torch.equal(loss.weight_sums, before[1])
 
 
 # torch.compile

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from contrastile.normalizer import (
@@ -19,6 +22,16 @@ UNIT = PairBatch(torch.ones(1, 1), torch.ones(1, 1), 1.0, None, True, 1, None)  
 
 def at_scale(scale, virtual_batch=64):
     return UNIT._replace(scale=scale, virtual_batch=virtual_batch)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def batch(rows: int, seed: int = 0, spread: float = 3.0):
@@ -132,6 +145,27 @@ def test_casting_the_model_leaves_the_memory_in_float32():
         cast()
         assert memory.level.dtype == torch.float32
         assert torch.equal(memory.level, before)
+
+
+def test_a_default_dtype_of_16_bits_leaves_new_state_in_float32():
+    with default_dtype(torch.bfloat16):
+        memories = LogNormalizerMemory(4), StochasticLogNormalizerMemory(4)
+        unknown = BatchLogNormalizer().estimate(torch.arange(2), UNIT)[0]
+    assert [memory.level.dtype for memory in memories] == [torch.float32] * 2
+    assert unknown.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_assigning_a_state_of_another_dtype_leaves_the_memory_in_float32(dtype):
+    memory, resumed = LogNormalizerMemory(4), LogNormalizerMemory(4)
+    memory.update(torch.tensor([3, 1]), *batch(2), UNIT)
+    state = {
+        name: value.to(dtype) if value.is_floating_point() else value for name, value in memory.state_dict().items()
+    }
+    resumed.load_state_dict(state, assign=True)
+    assert resumed.level.dtype == torch.float32
+    assert torch.equal(resumed.level, memory.level.to(dtype).float())
+    assert resumed.visits.dtype == torch.int64
 
 
 def test_state_dict_carries_the_memory():

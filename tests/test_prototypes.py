@@ -11,6 +11,7 @@ from contrastile.losses import GammaContrastiveLoss
 from contrastile.normalizer import BatchLogNormalizer, PairBatch
 from contrastile.prototypes import PrototypeLogNormalizer
 from support import Shape, towers
+from test_normalizer import default_dtype
 from torch.nn import functional as F
 
 SAMPLES, ROWS, DIM, SCALE = 50, 9, 5, 8.0
@@ -204,6 +205,19 @@ def test_casting_the_model_leaves_the_averages_in_float32():
         assert all(torch.equal(a, b) for a, b in zip(normalizer.buffers(), before, strict=True))
 
 
+def test_averages_are_created_and_loaded_in_float32_whatever_the_default_and_the_state():
+    with default_dtype(torch.bfloat16):
+        normalizer = PrototypeLogNormalizer(3, DIM)
+    update(normalizer, batch_of())
+    averages = ("prototypes", "level", "rows")
+    narrow = {**normalizer.state_dict(), **{name: getattr(normalizer, name).half() for name in averages}}
+    loaded = PrototypeLogNormalizer(3, DIM)
+    loaded.load_state_dict(narrow, assign=True)
+    for name in averages:
+        assert getattr(normalizer, name).dtype == torch.float32
+        assert torch.equal(getattr(loaded, name), narrow[name].float())
+
+
 def test_state_does_not_depend_on_the_number_of_samples():
     floats = [buffer for buffer in PrototypeLogNormalizer(64, 128).buffers() if buffer.dim()]
     assert sum(buffer.nbytes for buffer in floats) == 2 * 64 * (128 + 2) * 4
@@ -242,6 +256,16 @@ def test_no_index_is_an_index_of_distinct_samples():
     assert bool(GammaContrastiveLoss(SAMPLES, normalizer=BatchLogNormalizer())(batch.x, batch.y, None).isfinite())
     with pytest.raises(ValueError, match="index is None: training needs the index"):
         GammaContrastiveLoss(SAMPLES)(batch.x, batch.y, None)
+
+
+def test_indices_beyond_num_samples_tell_equal_samples_apart():
+    batch = batch_of(1)
+    index = batch.samples.clone()
+    index[5] = index[2]
+    for loss_with in (loss_of, lambda: GammaContrastiveLoss(SAMPLES, normalizer=BatchLogNormalizer(), draws="mean")):
+        hashed, plain = loss_with(), loss_with()
+        assert torch.equal(hashed(batch.x, batch.y, 10**9 - 7 * index), plain(batch.x, batch.y, index))
+        assert not torch.equal(plain(batch.x, batch.y, index), plain(batch.x, batch.y, batch.samples))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

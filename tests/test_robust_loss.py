@@ -10,6 +10,7 @@ from contrastile import backends
 from contrastile.losses import RobustContrastiveLoss
 from contrastile.temperatures import SampleTemperatures
 from support import BACKENDS_HERE, Shape, libauc_losses, towers
+from test_normalizer import default_dtype
 from torch import Tensor
 
 SAMPLES, ROWS, DIM, SCALE = 13, 6, 5, 12.0
@@ -237,6 +238,15 @@ def test_a_batch_of_one_sample_has_loss_zero_and_teaches_nothing():
         assert all(bool((g == 0).all()) for g in torch.autograd.grad(value, (x, y)))
     after = [*loss.temperatures.buffers(), loss.normalizer.level]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_a_default_dtype_of_16_bits_changes_nothing():
+    plain = loss_of()
+    with default_dtype(torch.bfloat16):
+        under_narrow = loss_of()
+        for seed in range(3):
+            assert torch.equal(under_narrow(*batch(seed)), plain(*batch(seed)))
+    torch.testing.assert_close(under_narrow.state_dict(), plain.state_dict(), rtol=0, atol=0)
 
 
 def test_what_is_not_finite_is_not_taken_in():

@@ -51,6 +51,13 @@ def level_of(loss):
     return (level.full_tensor() if hasattr(level, "full_tensor") else level).clone()
 
 
+def after_one_sample(loss, rank):
+    drift = loss.drift.clone()
+    x, y, index, scale = batch(0, 3, rank)
+    loss(x, y, torch.full_like(index, 3), scale)
+    return {"level after one sample": level_of(loss), "drift": torch.stack([drift, loss.drift])}
+
+
 def trained(rank):
     found = {}
     for kind in KINDS:
@@ -59,11 +66,12 @@ def trained(rank):
             found[kind, mode] = {
                 "losses": torch.stack(train(loss, range(STEPS), 3, rank)),
                 "level": level_of(loss),
-                "visits": loss.normalizer.visits,
-                "rejected": loss.normalizer.rejected,
+                "visits": loss.normalizer.visits.clone(),
+                "rejected": loss.normalizer.rejected.clone(),
                 "seen": loss.stats()["seen"],
                 "kept": torch.tensor(loss.normalizer.level.numel()),
             }
+            found[kind, mode] |= after_one_sample(loss, rank)
     return found
 
 
@@ -80,6 +88,15 @@ def test_a_memory_spread_over_processes_estimates_as_a_whole_one_to_the_bit(foun
         assert whole["losses"][[0, 1, 3]].isfinite().all()
         for key in ("losses", "level", "visits", "rejected"):
             assert torch.equal(sharded[key].nan_to_num(), whole[key].nan_to_num()), key
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["mixed", "lagged"])
+def test_one_sample_in_the_rows_of_all_processes_teaches_nothing(found, mode, kind):
+    for of_rank in found:
+        after = of_rank[kind, mode]
+        assert torch.equal(after["level after one sample"], after["level"])
+        assert after["drift"][0] == after["drift"][1]
 
 
 def test_a_process_keeps_its_share_and_one_entry(found):
@@ -170,18 +187,19 @@ def misuse(rank):
     found["plain tensor"] = torch.equal(level_of(loss), level_of(plain))
     loss.double()
     found["dtype"] = loss.normalizer.level.dtype, "normalizer.level" not in dict(loss.named_buffers())
-    small = ct.GammaContrastiveLoss(
-        SAMPLES, normalizer=ShardedLogNormalizerMemory(7, distributed.group.WORLD), group=distributed.group.WORLD
-    )
-    tried("an index beyond", train, small, BEFORE, 2, rank)
+    tried("a smaller one", loss_of, "sharded", "mixed", SAMPLES - 1)
+    beyond = loss_of("sharded")
+    beyond.normalizer.by_sample = False  # as where indices are on a device, and not looked at
+    x, y, index, scale = batch(0, 2, rank)
+    tried("an index beyond", beyond, x, y, index + SAMPLES, scale)
     tried("no samples", ShardedLogNormalizerMemory, 0, distributed.group.WORLD)
     loss.group = None
     tried("one process", train, loss, BEFORE, 2, rank)
     loss.group = distributed.new_group([0, 1])
     tried("another group", train, loss, BEFORE, 2, rank)
-    few = loss_of("sharded", samples=1)  # the second process keeps nothing
+    few = ShardedLogNormalizerMemory(1, distributed.group.WORLD)  # the second process keeps nothing
     few.load_state_dict(few.state_dict())
-    found["few"] = few.normalizer.count
+    found["few"] = few.count
     return found
 
 
@@ -189,6 +207,10 @@ def test_messages_name_what_does_not_fit(tmp_path):
     wanted = {
         "another size": (RuntimeError, "normalizer.level is (2, 26): expected (2, 25)"),
         "no level": (RuntimeError, 'Missing key(s) in state_dict: "normalizer.level"'),
+        "a smaller one": (
+            ValueError,
+            "normalizer is a ShardedLogNormalizerMemory of 24 samples, but num_samples is 25",
+        ),
         "an index beyond": (IndexError, "out of"),
         "no samples": (ValueError, "num_samples is 0: expected at least 1"),
         "one process": (ValueError, "the batch is of one process, the memory of a group of 2: expected a loss with"),

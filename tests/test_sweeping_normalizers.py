@@ -6,11 +6,12 @@ import itertools
 
 import pytest
 import torch
-from contrastile import info_nce, reference
+from contrastile import backends, info_nce, reference
 from contrastile.losses import GammaContrastiveLoss
 from contrastile.normalizer import PairBatch
 from contrastile.sweeping_normalizers import ExactLogNormalizer, QueueLogNormalizer
 from support import Shape, towers
+from test_normalizer import default_dtype
 from torch.nn import functional as F
 
 SAMPLES, ROWS, DIM, SCALE = 7, 3, 4, 8.0
@@ -115,6 +116,58 @@ def test_a_batch_above_capacity_leaves_its_last_rows():
     torch.testing.assert_close(queue.entries, torch.stack([x[3:], y[3:]]).float())
 
 
+HELD = 8
+
+
+def queue_loss(**options):
+    normalizer = QueueLogNormalizer(HELD, DIM)
+    return GammaContrastiveLoss(1000, init_scale=SCALE, mode="lagged", normalizer=normalizer, **options)
+
+
+def test_a_queue_trains_on_indices_beyond_num_samples():
+    hashed, plain = queue_loss(draws="mean"), queue_loss(draws="mean")
+    for seed in range(3):
+        x, y = sides(ROWS, seed)
+        index = torch.arange(ROWS) + seed
+        values = hashed(x, y, 10**9 - 7 * index), plain(x, y, index)
+        assert torch.equal(*values)
+    with pytest.raises(TypeError, match=r"index is torch.float32: expected an integer tensor"):
+        hashed(x, y, index.float())
+
+
+def test_a_step_with_a_queue_takes_three_products_and_one_over_batch_and_queue_a_side(monkeypatch):
+    eager, swept = backends.get("eager"), []
+    for name, products in (("pair_stats", 1), ("pair_grad", 3)):
+        original = getattr(eager, name)
+
+        def counted(problem, *rest, f=original, products=products, **options):
+            swept.append(products * problem.rows * problem.cols)
+            return f(problem, *rest, **options)
+
+        monkeypatch.setattr(eager, name, counted)
+    loss = queue_loss(backend="eager")
+    for seed in range(2):
+        swept.clear()
+        x, y = (side.requires_grad_() for side in sides(ROWS, seed))
+        loss(x, y, torch.arange(ROWS)).backward()
+        assert swept == [ROWS * (ROWS + HELD), ROWS * (ROWS + HELD), 3 * ROWS**2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_queue_stays_in_float32_whatever_it_is_created_cast_or_loaded_as(dtype):
+    with default_dtype(dtype):
+        queue = QueueLogNormalizer(5, DIM)
+    assert queue.entries.dtype == torch.float32
+    x, y = sides(5)
+    queue.update(torch.arange(5), torch.zeros(5), torch.zeros(5), batch_of(x, y, torch.arange(5)))
+    before = queue.entries.clone()
+    assert torch.equal(queue.to(dtype).entries, before)
+    state = {**queue.state_dict(), "entries": before.to(dtype)}
+    queue.load_state_dict(state, assign=True)
+    assert queue.entries.dtype == torch.float32
+    assert torch.equal(queue.entries, before.to(dtype).float())
+
+
 def test_training_with_a_queue_resumes_bitwise():
     def steps(loss, seeds):
         values = []
@@ -125,13 +178,7 @@ def test_training_with_a_queue_resumes_bitwise():
         return values
 
     def fresh():
-        return GammaContrastiveLoss(
-            1000,
-            init_scale=SCALE,
-            mode="lagged",
-            normalizer=QueueLogNormalizer(8, DIM),
-            generator=torch.Generator().manual_seed(0),
-        )
+        return queue_loss(generator=torch.Generator().manual_seed(0))
 
     whole, resumed = fresh(), fresh()
     steps(whole, range(4))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from contrastile.normalizer import count_of_equals, mean_of_equals
 from contrastile.temperatures import SampleTemperatures
+from test_normalizer import default_dtype
 
 
 def slopes(rows: int, seed: int = 0):
@@ -64,6 +65,17 @@ def test_slopes_that_are_not_finite_move_nothing(bad):
 def test_casting_the_model_leaves_temperatures_in_float32():
     temperatures = SampleTemperatures(3, rho=1.0).half()
     assert temperatures.relative.dtype == temperatures.momentum.dtype == torch.float32
+
+
+def test_temperatures_are_created_and_loaded_in_float32_whatever_the_default_and_the_state():
+    with default_dtype(torch.bfloat16):
+        temperatures = SampleTemperatures(3, rho=1.0, step=1e-3)
+    temperatures.update(torch.arange(3), torch.ones(2, 3))
+    torch.testing.assert_close(temperatures.relative, torch.full((2, 3), 1 - 9e-4))
+    narrow = {name: value.half() for name, value in temperatures.state_dict().items()}
+    temperatures.load_state_dict(narrow, assign=True)
+    for name, value in narrow.items():
+        assert torch.equal(temperatures.state_dict()[name], value.float())
 
 
 def test_sixteen_bytes_a_sample_hold_both_sides():

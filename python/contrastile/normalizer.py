@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,8 @@ class Normalizer(Protocol):
     process's rows of the batch: what is remembered stays the same in all.
 
     One whose attribute `needs_index` is False trains without an index too: then every row is a sample of its own, and
-    index is arange(B).
+    index is arange(B). One whose attribute `by_sample` is False has no entry a sample: then an index tells equal
+    samples apart, and may be any integers.
     """
 
     def estimate(self, index: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
@@ -84,10 +85,29 @@ class Normalizer(Protocol):
         """
 
     def update(self, index: Tensor, row_lse: Tensor, col_lse: Tensor | None, batch: PairBatch) -> None:
-        """Takes in what the batch `index` (B,) found, (B,) each. An index may occur more than once."""
+        """Takes in what the batch `index` (B,) found, (B,) each. An index may occur more than once.
+
+        Where it is that of all rows there were no negatives to sum over, and row_lse and col_lse are NaN.
+        """
 
     def stats(self) -> dict[str, Tensor]:
         """Numbers to log, each ()."""
+
+
+class Float32State(nn.Module):
+    """Keeps its floating-point buffers in float32, whatever the model around it is cast to or loads.
+
+    `model.half()` reaches the buffers of its losses too, and 16 bits would stop a slow average from moving.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Float32State:
+        return super()._apply(same_dtype(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)  # type: ignore[no-untyped-call]
+        for name, buffer in self.named_buffers(recurse=False):  # assign=True has put those of the state here
+            if buffer.is_floating_point():
+                setattr(self, name, buffer.float())
 
 
 class BatchLogNormalizer(nn.Module):
@@ -98,10 +118,11 @@ class BatchLogNormalizer(nn.Module):
     """
 
     needs_index = False
+    by_sample = False
 
     def estimate(self, index: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor | None]:
         """-inf: unknown, so that the loss takes what the batch has."""
-        unknown = torch.full(index.shape, -torch.inf, device=index.device)
+        unknown = torch.full(index.shape, -torch.inf, dtype=torch.float32, device=index.device)
         return unknown, unknown if batch.symmetric else None
 
     def update(self, index: Tensor, row_lse: Tensor, col_lse: Tensor | None, batch: PairBatch) -> None:
@@ -112,13 +133,14 @@ class BatchLogNormalizer(nn.Module):
         return {}
 
 
-class LogNormalizerMemory(nn.Module):
+class LogNormalizerMemory(Float32State):
     """One moving average of Z per sample and direction, kept as its logarithm:
 
         log Z  <-  log( (1 - rate) Z + rate Z_batch )
 
     The first visit takes the batch's value. A sample that occurs several times in a batch takes the mean of its
-    Z_batch. Values that are not finite, as an overflow in the encoder leaves them, are not taken in, but counted.
+    Z_batch. Values that are not finite, as an overflow in the encoder or a batch of equal samples leaves them, are not
+    taken in, but counted.
     Moving averages of normalisers: Yuan et al., "Provable stochastic optimization for global contrastive learning",
     ICML 2022; in the log domain, and with duplicates, derived here.
 
@@ -127,7 +149,7 @@ class LogNormalizerMemory(nn.Module):
     log Z is convex in the scale and log count at 0, so that the estimate errs upwards where the scale falls, and
     downwards where it rises).
 
-    Buffers, float32 whatever dtype the module is cast to: 4 bytes a sample and direction.
+    Buffers, float32 whatever dtype the module is cast to or loads: 4 bytes a sample and direction.
         level (2, num_samples), rows and columns, or (1, num_samples); -inf before the first visit.
         visits (), rejected () int64: values taken in and values not taken in, of all samples together.
 
@@ -151,7 +173,8 @@ class LogNormalizerMemory(nn.Module):
             raise ValueError(f"update_rate is {update_rate}: expected a number above 0, at most 1")
         self.num_samples = num_samples
         self.update_rate = update_rate
-        self.register_buffer("level", torch.full((2 if columns else 1, num_samples), -torch.inf))
+        sides = 2 if columns else 1
+        self.register_buffer("level", torch.full((sides, num_samples), -torch.inf, dtype=torch.float32))
         self.register_buffer("visits", torch.zeros((), dtype=torch.int64))
         self.register_buffer("rejected", torch.zeros((), dtype=torch.int64))
 
@@ -204,10 +227,6 @@ class LogNormalizerMemory(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_samples={self.num_samples}, update_rate={self.update_rate}, columns={len(self.level) == 2}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogNormalizerMemory:
-        # `model.half()` reaches the buffers of its losses too, and 16 bits would stop a slow average from moving.
-        return super()._apply(same_dtype(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]
 
 
 class StochasticLogNormalizerMemory(LogNormalizerMemory):

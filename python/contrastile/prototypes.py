@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from contrastile.normalizer import PairBatch, same_dtype
+from contrastile.normalizer import Float32State, PairBatch
 
 WINDOW = 8
 SHARPNESS = 10.0
@@ -16,7 +14,7 @@ SHARPNESS = 10.0
 ROUNDING = 16 * 2.0**-24
 
 
-class PrototypeLogNormalizer(nn.Module):
+class PrototypeLogNormalizer(Float32State):
     """log Z from prototypes: directions among the embeddings that remember what the samples near them met.
 
         log Z_i = log( exp(s_ii) + negatives * sum_k a_ik N_k ),      a_ik = softmax_k( sharpness <x_i / |x_i|, p_k> )
@@ -33,7 +31,7 @@ class PrototypeLogNormalizer(nn.Module):
     points: MacQueen, "Some methods for classification and analysis of multivariate observations", 1967; as a source of
     the normaliser derived here. An index tells the loss which rows are one sample; none is needed.
 
-    Buffers, sides first, float32 whatever dtype the module is cast to:
+    Buffers, sides first, float32 whatever dtype the module is cast to or loads:
         prototypes (2, K, D), of rows and of columns, or (1, K, D): unit vectors.
         level (2, K): log N_k / scale; -inf before the first row.
         rows (2, K): rows that the averages are over, `window` at most.
@@ -51,6 +49,7 @@ class PrototypeLogNormalizer(nn.Module):
     """
 
     needs_index = False
+    by_sample = False
 
     prototypes: Tensor
     level: Tensor
@@ -77,9 +76,9 @@ class PrototypeLogNormalizer(nn.Module):
         self.window = window
         self.sharpness = sharpness
         sides = 2 if columns else 1
-        self.register_buffer("prototypes", torch.zeros(sides, prototypes, dim))
-        self.register_buffer("level", torch.full((sides, prototypes), -torch.inf))
-        self.register_buffer("rows", torch.zeros(sides, prototypes))
+        self.register_buffer("prototypes", torch.zeros(sides, prototypes, dim, dtype=torch.float32))
+        self.register_buffer("level", torch.full((sides, prototypes), -torch.inf, dtype=torch.float32))
+        self.register_buffer("rows", torch.zeros(sides, prototypes, dtype=torch.float32))
         self.register_buffer("placed", torch.zeros((), dtype=torch.int64))
         self.register_buffer("rejected", torch.zeros((), dtype=torch.int64))
 
@@ -171,7 +170,3 @@ class PrototypeLogNormalizer(nn.Module):
             raise ValueError(f"x is {tuple(batch.x.shape)}, the prototypes have width {dim}: expected (B, {dim})")
         if batch.symmetric != (sides == 2):
             raise ValueError(f"symmetric is {batch.symmetric}, but columns={sides == 2}: expected the same of both")
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PrototypeLogNormalizer:
-        # As `LogNormalizerMemory` does: 16 bits would stop a slow average from moving.
-        return super()._apply(same_dtype(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from contrastile.functional import log_normalizers
-from contrastile.normalizer import PairBatch
+from contrastile.normalizer import Float32State, PairBatch
 
 Sides = tuple[Tensor, Tensor]
 
@@ -42,17 +42,18 @@ class ExactLogNormalizer(nn.Module):
         return {}
 
 
-class QueueLogNormalizer(nn.Module):
+class QueueLogNormalizer(Float32State):
     """log Z over the batch and the last `capacity` embeddings that training saw, without an entry a sample.
 
-    For streams whose samples come once, or have no stable index; index then tells equal samples apart, and needs no
-    upper end: num_samples is what Z stands for. Two sweeps of B x (B + capacity) pairs a step; the entries are as
-    old as the steps that wrote them. Use mode="lagged", which sweeps the batch no second time. Until the queue has
-    been filled its first batch stands in for what is missing. Queues of embeddings: He et al., "Momentum contrast",
+    For streams whose samples come once, or have no stable index; index then tells equal samples apart, and may be any
+    integers: num_samples is what Z stands for. Two sweeps of B x (B + capacity) pairs a step; the entries are as
+    old as the steps that wrote them. Use mode="lagged", which on a CPU sweeps the batch no second time. Until the queue
+    has been filled its first batch stands in for what is missing. Queues of embeddings: He et al., "Momentum contrast",
     CVPR 2020; as a source of the normaliser alone, derived here.
 
-    Buffers: entries (2, capacity, dim) float32; samples (capacity,) int64; position () int64, the next to be
-    overwritten; written () int64, embeddings taken in so far.
+    Buffers, float32 whatever dtype the module is cast to or loads:
+        entries (2, capacity, dim), of rows and of columns.
+        samples (capacity,) int64. position () int64: the next to be overwritten. written () int64: taken in so far.
 
     Args:
         capacity: number of embeddings kept of each side.
@@ -61,6 +62,8 @@ class QueueLogNormalizer(nn.Module):
     Raises:
         ValueError: capacity or dim is below 1.
     """
+
+    by_sample = False
 
     entries: Tensor
     samples: Tensor
@@ -71,8 +74,8 @@ class QueueLogNormalizer(nn.Module):
         super().__init__()
         if capacity < 1 or dim < 1:
             raise ValueError(f"capacity is {capacity} and dim {dim}: expected at least 1 each")
-        self.register_buffer("entries", torch.zeros(2, capacity, dim))
-        self.register_buffer("samples", torch.full((capacity,), -1))
+        self.register_buffer("entries", torch.zeros(2, capacity, dim, dtype=torch.float32))
+        self.register_buffer("samples", torch.full((capacity,), -1, dtype=torch.int64))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from contrastile.normalizer import check_count, mean_of_equals, same_dtype
+from contrastile.normalizer import Float32State, check_count, mean_of_equals
 
 
-class SampleTemperatures(nn.Module):
+class SampleTemperatures(Float32State):
     """One temperature per sample and side, r_i times that of the loss, moved at each visit down its own slope:
 
         m_i  <-  (1 - slope_rate) m_i + slope_rate dF_i / dr_i
@@ -21,7 +19,7 @@ class SampleTemperatures(nn.Module):
     at r_i = 1 and m_i = 0. A sample that occurs several times in a batch moves once, by the mean of its slopes. A slope
     that is not finite moves nothing. Qiu et al., "Not all semantics are created equal", ICML 2023, algorithm 1.
 
-    Buffers, float32 whatever dtype the module is cast to: 16 bytes a sample, half of it without columns.
+    Buffers, float32 whatever dtype the module is cast to or loads: 16 bytes a sample, half of it without columns.
         relative (2, num_samples), of rows and columns, or (1, num_samples): r_i.
         momentum, of the same shape: m_i.
 
@@ -64,8 +62,8 @@ class SampleTemperatures(nn.Module):
         self.rho, self.step, self.slope_rate = rho, step, slope_rate
         self.lowest, self.highest = lowest, highest
         sides = 2 if columns else 1
-        self.register_buffer("relative", torch.ones(sides, num_samples))
-        self.register_buffer("momentum", torch.zeros(sides, num_samples))
+        self.register_buffer("relative", torch.ones(sides, num_samples, dtype=torch.float32))
+        self.register_buffer("momentum", torch.zeros(sides, num_samples, dtype=torch.float32))
 
     def forward(self, index: Tensor) -> Tensor:
         """r of the samples `index` (B,) int64, (sides, B)."""
@@ -98,7 +96,3 @@ class SampleTemperatures(nn.Module):
             f"{samples}, rho={self.rho}, step={self.step}, slope_rate={self.slope_rate}, lowest={self.lowest}, "
             f"highest={self.highest}, columns={sides == 2}"
         )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SampleTemperatures:
-        # As `LogNormalizerMemory` does: 16 bits would stop small steps from moving anything.
-        return super()._apply(same_dtype(fn), recurse)  # type: ignore[no-untyped-call, no-any-return]

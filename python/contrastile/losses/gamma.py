@@ -20,6 +20,7 @@ from contrastile.validation import accumulation_dtype
 
 MODES = ("mixed", "lagged")
 DRAWS = ("gamma", "mean")
+KEEPING_SIDES = (LogNormalizerMemory, PrototypeLogNormalizer)
 OF_OWN_EMBEDDINGS = (PrototypeLogNormalizer, QueueLogNormalizer)  # which processes of a group do not exchange
 
 ROUNDING = 1e-3  # a sum of weights that exceeds one by less does not count as above it
@@ -37,6 +38,9 @@ class GammaContrastiveLoss(nn.Module):
     as in `gamma_contrastive`). After Chen et al., "Why do we need large batchsizes in contrastive learning?", NeurIPS
     2022; memory, modes, cap and multiplier are derived here.
 
+    The multiplier divides by B - 1 whatever the indices: with c rows of each sample, as from repeated augmentation, a
+    row has B - c negatives, and what they add to Z is low by (B - c) / (B - 1).
+
     mode="mixed" moves the memory towards the batch first and takes log Z from there: 4 products in both directions,
     and no weight is above 1 / update_rate before the draw. mode="lagged" takes log Z as the memory had it, which may be
     an epoch old: 3 products, and only the cap keeps it stable. A sample's first visit takes the batch's own log Z,
@@ -45,6 +49,9 @@ class GammaContrastiveLoss(nn.Module):
 
     In eval mode nothing is remembered and nothing drawn: log Z is the batch's own, which makes the bound tight, and
     the value InfoNCE's with the multiplier. index may then be None. A compiled graph holds for one batch size.
+
+    Keep the loss out of the module that DistributedDataParallel wraps, or give it group=: at every forward DDP would
+    replace the memories of the other processes by rank 0's, unless it is told broadcast_buffers=False.
 
     Args:
         num_samples: size of the data set that indices run over, at least 2.
@@ -55,7 +62,8 @@ class GammaContrastiveLoss(nn.Module):
         draws: "gamma" samples g_i, "mean" takes g_i = 1.
         shape: of the gamma draws, at least 1; the larger, the closer to "mean".
         update_rate: share of the batch in the remembered average, in (0, 1]; default 0.9.
-        normalizer: what remembers instead of `LogNormalizerMemory(num_samples, update_rate=update_rate)`.
+        normalizer: what remembers instead of `LogNormalizerMemory(num_samples, update_rate=update_rate)`; one that
+            keeps columns if and only if symmetric.
         cap: hold every weight at 1 at most; default for "lagged" only, since "mixed" is bounded without.
         symmetric: both directions, else the rows of x alone.
         virtual_batch: number of samples that a batch stands for, at least 2; default num_samples.
@@ -66,8 +74,9 @@ class GammaContrastiveLoss(nn.Module):
         exchange, backend: as for `info_nce`.
 
     Raises:
-        ValueError: an option is out of its range, or both update_rate and normalizer are given; a group is given with
-            a QueueLogNormalizer or PrototypeLogNormalizer, whose embeddings would differ between processes.
+        ValueError: an option is out of its range, or both update_rate and normalizer are given; normalizer has fewer
+            entries than num_samples, or other directions than symmetric says; a group is given with a
+            QueueLogNormalizer or PrototypeLogNormalizer, whose embeddings would differ between processes.
     """
 
     weight_sums: Tensor
@@ -101,9 +110,7 @@ class GammaContrastiveLoss(nn.Module):
             normalizer = LogNormalizerMemory(num_samples, columns=symmetric, **rate)
         elif update_rate is not None:
             raise ValueError("update_rate and normalizer are both given: the rate belongs to the default normaliser")
-        if group is not None and isinstance(normalizer, OF_OWN_EMBEDDINGS):
-            name = type(normalizer).__name__
-            raise ValueError(f"normalizer is a {name} over a group: it would differ between processes")
+        _check_normalizer(normalizer, num_samples, symmetric, group)
         self.num_samples = num_samples
         self.init_scale = init_scale
         self.max_scale = max_scale
@@ -118,18 +125,19 @@ class GammaContrastiveLoss(nn.Module):
         self.exchange = exchange
         self.backend = backend
         self.register_buffer("weight_sums", torch.zeros(2, dtype=torch.int64))  # above one, all
-        self.register_buffer("drift", torch.zeros(()))
+        self.register_buffer("drift", torch.zeros((), dtype=torch.float32))
 
     def forward(self, x: Tensor, y: Tensor, index: Tensor | None, scale: float | Tensor | None = None) -> Tensor:
         """The bound, (), float32, or float64 for float64 inputs.
 
-        Two rows of equal index are one sample, hence no negatives of each other. A batch of one sample has no
-        negatives: it is scored with what the memory knows, and not remembered.
+        Two rows of equal index are one sample, hence no negatives of each other. A batch of one sample, in one row or
+        several, has no negatives: it is scored with what the memory knows, and not remembered.
 
         Args:
             x, y: the two sides of B pairs, (B, D) each, used as given: normalise them first.
-            index: which samples these are, (B,) integers from 0 to num_samples - 1. May be None with a normaliser that
-                needs none, except over a group: then all rows are samples of their own.
+            index: which samples these are, (B,) integers from 0 to num_samples - 1, or any with a normaliser that has
+                no entry a sample. May be None with one that needs none, except over a group: then all rows are samples
+                of their own.
             scale: 1 / temperature, a number or a tensor () that gets its gradient; default the loss's own.
 
         Raises:
@@ -146,24 +154,27 @@ class GammaContrastiveLoss(nn.Module):
         if index is None or not self.training:
             return _bound(batch, _log_normalizers(batch)).loss
 
+        samples = index if share is None else share.gathered(index)
+        has_negatives = (samples != samples[:1]).any()
         if self.mode == "mixed":
             found = _log_normalizers(batch)
-            self._remember(found, batch)
+            self._remember(found, samples, has_negatives, batch)
             believed = _filled(self.normalizer.estimate(index, batch), found)
             loss = _bound(batch, believed, self.cap, *self._draw(batch)).loss
         else:
             believed = _with_first_visits(self.normalizer.estimate(index, batch), batch)
             loss, row_lse, col_lse = _bound(batch, believed, self.cap, *self._draw(batch))
             found = row_lse, col_lse
-            self._remember(found, batch)
-        self._note(believed, found, batch)
+            self._remember(found, samples, has_negatives, batch)
+        self._note(believed, found, has_negatives, batch)
         return loss
 
     def stats(self) -> dict[str, Tensor]:
         """Numbers to log, each (), on the module's device; the normaliser's, and
 
         drift: mean over the last training batch of log( sum_j exp(s_ij - log Z_i) ), by row and column, before cap
-            and draws: 0 where the weights sum to one, negative where negatives are weighed too low.
+            and draws: 0 where the weights sum to one, negative where negatives are weighed too low. A batch of one
+            sample has none, and counts in neither.
         above_one: share, over all training so far, of those sums above 1: where they are not, no cap can act.
         """
         above, total = self.weight_sums.unbind()
@@ -195,15 +206,15 @@ class GammaContrastiveLoss(nn.Module):
         }
         return RowShare.of("GammaContrastiveLoss", self.group, self.exchange, rows, **options)
 
-    def _remember(self, found: LogNormalizers, batch: PairBatch) -> None:
-        rows, cols = found
-        index = cast(Tensor, batch.samples)
-        if batch.total == 1:
-            return
-        if batch.share is not None:
-            index, rows = batch.share.gathered(index), batch.share.gathered(rows)
-            cols = None if cols is None else batch.share.gathered(cols)
-        self.normalizer.update(index, rows, cols, batch)
+    def _remember(self, found: LogNormalizers, samples: Tensor, has_negatives: Tensor, batch: PairBatch) -> None:
+        def of_all(own: Tensor) -> Tensor:
+            lse = own if batch.share is None else batch.share.gathered(own)
+            # Without negatives it is the positive alone, which says nothing of Z.
+            return torch.where(has_negatives, lse, torch.nan)
+
+        if batch.total > 1:
+            rows, cols = found
+            self.normalizer.update(samples, of_all(rows), None if cols is None else of_all(cols), batch)
 
     def _draw(self, batch: PairBatch) -> tuple[Tensor | None, Tensor | None]:
         if self.draws is None:
@@ -214,16 +225,16 @@ class GammaContrastiveLoss(nn.Module):
         return drawn[:rows][own], drawn[rows:][own] if self.symmetric else None
 
     @torch.no_grad()
-    def _note(self, believed: LogNormalizers, found: LogNormalizers, batch: PairBatch) -> None:
+    def _note(self, believed: LogNormalizers, found: LogNormalizers, has_negatives: Tensor, batch: PairBatch) -> None:
         pairs = zip(found, believed, strict=True)
         gaps = torch.cat([new - old for new, old in pairs if new is not None and old is not None])
         above, count = (gaps > ROUNDING).sum(), torch.full_like(self.weight_sums[0], len(gaps))
-        if batch.share is None:
-            self.drift.copy_(gaps.mean())
-        else:
+        drift = gaps.mean()
+        if batch.share is not None:
             total, above, count = batch.share.summed(torch.stack([gaps.sum(), above.to(gaps), count.to(gaps)])).unbind()
-            self.drift.copy_(total / count)
-        self.weight_sums.add_(torch.stack([above, count]).long())
+            drift = total / count
+        self.drift.copy_(torch.where(has_negatives, drift, self.drift))
+        self.weight_sums.add_(torch.where(has_negatives, torch.stack([above, count]).long(), 0))
 
     def _checked(self, x: Tensor, y: Tensor, index: Tensor | None) -> Tensor | None:
         check_sides(x, y)
@@ -234,7 +245,8 @@ class GammaContrastiveLoss(nn.Module):
                 raise ValueError("index is None: training needs the index of every row's sample")
             return torch.arange(x.shape[0], device=x.device)
         # In eval mode indices only tell equal samples apart, so those of another data set will do.
-        return check_index(index, x, self.num_samples if self.training else None)
+        into_entries = self.training and getattr(self.normalizer, "by_sample", True)
+        return check_index(index, x, self.num_samples if into_entries else None)
 
 
 def _bound(
@@ -340,3 +352,18 @@ def _check_options(
         raise ValueError(f"mode is {mode!r}: expected one of {', '.join(map(repr, MODES))}")
     if draws not in DRAWS:
         raise ValueError(f"draws is {draws!r}: expected one of {', '.join(map(repr, DRAWS))}")
+
+
+def _check_normalizer(normalizer: Normalizer, num_samples: int, symmetric: bool, group: Group | None) -> None:
+    name = type(normalizer).__name__
+    if group is not None and isinstance(normalizer, OF_OWN_EMBEDDINGS):
+        raise ValueError(f"normalizer is a {name} over a group: it would differ between processes")
+    if isinstance(normalizer, LogNormalizerMemory) and normalizer.num_samples < num_samples:
+        raise ValueError(
+            f"normalizer is a {name} of {normalizer.num_samples} samples, but num_samples is {num_samples}: "
+            f"expected one of at least {num_samples}"
+        )
+    if isinstance(normalizer, KEEPING_SIDES) and (columns := len(normalizer.level) == 2) != symmetric:
+        raise ValueError(
+            f"normalizer is a {name} with columns={columns}, but symmetric is {symmetric}: expected columns={symmetric}"
+        )

@@ -43,6 +43,8 @@ class RobustContrastiveLoss(nn.Module):
 
     In eval mode nothing is remembered, r_i = 1, and u_i is the batch's own. index may then be None.
 
+    Under DistributedDataParallel: as for `GammaContrastiveLoss`.
+
     Args:
         num_samples: size of the data set that indices run over, at least 2.
         temperatures: a SampleTemperatures of as many samples, with columns if symmetric.
