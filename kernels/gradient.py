@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from contrastile.kernels.coefficients import part_coefficients
-from contrastile.kernels.tiles import add_product, load_anchors, load_candidates, rounded, scaled
+from contrastile.kernels.tiles import add_product, load_anchors, load_candidates, rounded
 
 
 @triton.jit
@@ -62,9 +62,10 @@ def gradient_kernel(
             tile_row, tile_col = block, step
             first_col = window.first_col + step * BLOCK_COLS
             y = load_candidates(pairs, candidate_blocks, first_col, 0, DEPTH, BLOCK_COLS, BLOCK_DEPTH)
+        row = first_row + tl.arange(0, BLOCK_ROWS)
+        scale = tl.load(pairs.scale + row, mask=row < pairs.rows, other=0.0)  # loaded behind the product it may spill
         products = tl.zeros((BLOCK_ROWS, BLOCK_COLS), tl.float32)
-        products = add_product(products, x, y.T, PRECISION, EMULATE_BF16)
-        logits = scaled(products, pairs, first_row, BLOCK_ROWS)
+        logits = add_product(products, x, y.T, PRECISION, EMULATE_BF16) * scale[:, None]
         coefficients = part_coefficients(
             logits,
             pairs,
