@@ -47,6 +47,13 @@ def test_in_float64_both_agree_to_rounding(kinds, references, option):
             torch.testing.assert_close(our_value, their_value, rtol=1e-11, atol=1e-12)
 
 
+def test_with_one_tensor_of_labels_for_both_it_is_the_references_diagonal_that_drops_out():
+    z, references, labels = unit_rows(12, 6, torch.float64), unit_rows(12, 6, torch.float64, 1), labels_of(12, 4)
+    found = [loss_and_gradients(module.SupConLoss(), z, labels, references, labels) for module in (ours, losses)]
+    for our_value, their_value in zip(*found, strict=True):
+        torch.testing.assert_close(our_value, their_value, rtol=1e-11, atol=1e-12)
+
+
 @pytest.mark.parametrize("temperature", [0.1, 0.02])
 @pytest.mark.parametrize("rows", [33, 129])
 def test_loss_and_gradients_are_as_exact_as_the_librarys(rows, temperature):

@@ -69,6 +69,33 @@ def test_value_and_gradients_are_as_exact_as_dense(case, shape, dtype, backend):
     assert_as_exact_as_dense(ours, dense, dense, inputs, slack=4)
 
 
+ARRANGEMENTS = {
+    "nearly equal": lambda rows, depth: (
+        unit_rows(1, depth, torch.float64) + 0.01 * unit_rows(rows, depth, torch.float64)
+    ),
+    "opposite": lambda rows, depth: unit_rows(1, depth, torch.float64) * torch.tensor([[1.0], [-1.0]]),
+    "any": lambda rows, depth: unit_rows(rows, depth, torch.float64),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("norm", [5, 50])
+@pytest.mark.parametrize("arrangement", ARRANGEMENTS)
+def test_uniformity_of_long_rows_neither_overflows_nor_vanishes(arrangement, norm, dtype, backend):
+    rows = norm * F.normalize(ARRANGEMENTS[arrangement](6, 8), dim=1)
+    inputs = {name: rows.to(dtype) for name in ("v_ind", "t_ind")}
+    unit = unit_rows(len(rows), 8, torch.float64, seed=1)
+
+    def beside_unit_rows(loss):
+        return lambda **long: loss(**dict.fromkeys(NAMES[SEPARATION], unit.to(long["v_ind"].dtype)) | long)
+
+    ours, dense = map(beside_unit_rows, both("separation", backend, scale=1.0))
+    assert dense(**inputs).isfinite()
+    # Exponents are four times the products whose rounding is allowed for, and luck decides as above.
+    assert_as_exact_as_dense(ours, dense, dense, inputs, slack=4 * 4)
+
+
 @pytest.mark.parametrize("backend", BACKENDS_HERE)
 @pytest.mark.parametrize("shape", [(9, 3), (4, 6)], ids=str)
 @pytest.mark.parametrize("case", CASES)

@@ -18,6 +18,7 @@ CASES = {  # function, options; "time" by row is the problem's
     "separation": ("feature_separation", {}),
     "separation as printed": ("feature_separation", {"printed_denominators": True}),
     "separation without augmentation": ("feature_separation", {"printed_denominators": True, "bare": True}),
+    "separation of long rows": ("feature_separation", {"length": 5.0}),
     "bridge": ("brownian_bridge", {}),
     "bridge by row": ("brownian_bridge", {"time": "by row", "likelihood_weight": True, "reduction": "sum"}),
     "bridge none": ("brownian_bridge", {"time": "by row", "reduction": "none"}),
@@ -40,7 +41,10 @@ def evaluate(name, sizes, rank, exchange=None, **place):
     function, options = CASES[name][0], dict(CASES[name][1])
     rows, own = sum(sizes), own_rows(sizes, rank)
     count = 4 if options.pop("bare", False) else ARGUMENTS[function]
-    leaves = [unit_rows(rows, DIM, torch.float64, seed)[own].clone().requires_grad_() for seed in range(count)]
+    length = options.pop("length", 1.0)
+    leaves = [
+        (length * unit_rows(rows, DIM, torch.float64, seed)[own]).clone().requires_grad_() for seed in range(count)
+    ]
     if options.get("time") == "by row":
         options["time"] = torch.linspace(0.1, 0.9, rows, dtype=torch.float64)[own]
     if function != "brownian_bridge":
@@ -76,6 +80,7 @@ def refusals(rank):
         lambda: ct.feature_separation(*rows[: 6 - 2 * rank], scale=9.0, printed_denominators=True, group=group),
         lambda: ct.feature_separation(*(t[: 1 - rank] for t in rows), scale=9.0, group=group),
         lambda: ct.retrieval_ranks(rows[0], other, group=group),
+        lambda: ct.brownian_bridge(*rows[:3], backend="tpu" if rank else None, group=group),
     ]
     told = []
     for call in calls:
@@ -133,6 +138,7 @@ EXPECTED = [
     r"ValueError: augmented differs between the processes of the group: True on rank 0, False on rank 1",
     r"ValueError: v is \([01], 7\): the uniformity of one row is undefined",
     r"(ValueError: x is \(4, 7\) but y is \(4, 8\)|RuntimeError: .*rank 1 raised ValueError: x is)",
+    r"(ValueError: backend is 'tpu'|RuntimeError: .*rank 1 raised ValueError: backend is 'tpu')",
 ]
 
 

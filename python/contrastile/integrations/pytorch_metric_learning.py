@@ -80,7 +80,7 @@ class SupConLoss(losses.SupConLoss):
         sums = wide.new_zeros(len(kinds), wide.shape[1]).index_add(0, of_other, wide)[of_anchor]
         counts = wide.new_zeros(len(kinds)).index_add(0, of_other, torch.ones_like(wide[:, 0]))[of_anchor]
         if own:
-            sums, counts = sums - rows, counts - 1
+            sums, counts = sums - wide, counts - 1
         alike = (rows * sums).sum(dim=1) / (self.temperature * counts.clamp(min=1))
         counted = counts > 0 if len(kinds) > 1 else torch.zeros_like(counts, dtype=torch.bool)
         losses_by_anchor = torch.where(counted, log_z - alike, 0.0)

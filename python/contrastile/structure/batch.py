@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from contrastile import backends
 from contrastile.distributed import RowShare, refusals_told, summed_over
 from contrastile.negatives import Place
 
@@ -16,10 +17,19 @@ __all__ = ["BatchRows", "check_rows"]
 class BatchRows(NamedTuple):
     total: int  # of all processes
     place: Place
+    share: RowShare | None  # None: no group
+
+    @property
+    def processes(self) -> int:
+        return 1 if self.share is None else self.share.member.size
 
     def sum(self, local: Tensor) -> Tensor:
         """Of own rows' sums, over all processes."""
         return summed_over(local, self.place.group)
+
+    def of_all(self, values: Tensor) -> Tensor:
+        """Own rows' values -> all rows', (total, ...), without a gradient."""
+        return values if self.share is None else self.share.gathered(values)
 
 
 def check_rows(
@@ -37,10 +47,13 @@ def check_rows(
     """
     if place.group is None:
         embeddings = prepare(False)
-        return embeddings, BatchRows(len(embeddings[0]), place)
+        return embeddings, BatchRows(len(embeddings[0]), place, None)
     with refusals_told(place.group):
         embeddings = prepare(True)
+        backends.resolve(place.backend, embeddings[0].device.type, embeddings[0].dtype)
     rows, features = embeddings[0].shape
-    facts = {"features": features, "dtype": str(embeddings[0].dtype).removeprefix("torch."), **options}
+    # Facts are compared as text, in which 1 is not 1.0.
+    alike = {name: float(value) if type(value) is int else value for name, value in options.items()}
+    facts = {"features": features, "dtype": str(embeddings[0].dtype).removeprefix("torch."), **alike}
     share = RowShare.of(function, place.group, place.exchange, rows, **facts)
-    return embeddings, BatchRows(share.total, place)
+    return embeddings, BatchRows(share.total, place, share)

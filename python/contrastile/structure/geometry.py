@@ -23,9 +23,11 @@ from torch import Tensor, distributed, nn
 
 from contrastile import backends
 from contrastile.autograd import Saved, differentiable_once
-from contrastile.distributed import Group, summed_over
+from contrastile.distributed import Group
 from contrastile.formulas import outside_autocast
-from contrastile.structure.row_pass import DotProducts, row_pass
+from contrastile.negatives import Place
+from contrastile.structure.batch import BatchRows, check_rows
+from contrastile.structure.row_pass import DotProducts, row_pass, unit_gain
 from contrastile.validation import accumulation_dtype, check_alike, check_number, check_vector
 
 __all__ = ["GeometricConsistencyLoss", "geometric_consistency"]
@@ -61,37 +63,55 @@ def geometric_consistency(
         v_aug, t_aug: embeddings of augmented inputs, (N, D): both or neither.
         cross_weight, in_weight: numbers of at least 0.
         row_weights: (N,), at least 0, constants: row j counts w_j times, in each role, and N is their sum.
-        group: process group whose processes hold the rows of a larger batch, N of all. Three (D, D) matrices are
-            summed over it at most, and no features are gathered. The loss is that of the whole batch in every
-            process. A gradient is that of the sum of all processes' losses in its own rows, as gathering features
-            with torch.distributed.nn gives it, so that the average of DistributedDataParallel is the batch's.
+        group: process group whose processes hold the rows of a larger batch, N of all; a process may have none. Three
+            (D, D) matrices are summed over it at most, and no features are gathered. The loss is that of the whole
+            batch in every process. A gradient is that of the sum of all processes' losses in its own rows, as
+            gathering features with torch.distributed.nn gives it, so that the average of DistributedDataParallel is the
+            batch's.
         backend: of the augmented positives' pass over rows; the matrix products are PyTorch's.
 
     Returns:
         The loss, (), float32, or float64 for float64 inputs.
 
     Raises:
-        ValueError: a shape, a device or a value does not fit, e.g. v is (9, 5) but t is (9, 4).
+        ValueError: a shape, a device or a value does not fit, e.g. v is (9, 5) but t is (9, 4), or differs between
+            processes.
         TypeError: a dtype does not fit.
-        RuntimeError: the named backend cannot run.
+        RuntimeError: the named backend cannot run, or arguments were refused in another process.
     """
-    if (v_aug is None) != (t_aug is None):
-        raise ValueError("one of v_aug and t_aug is given: expected both or neither")
-    augmented = {} if v_aug is None or t_aug is None else {"v_aug": v_aug, "t_aug": t_aug}
-    v, t, *augmented_rows = check_alike({"v": v, "t": t, **augmented})
-    cross_weight = check_number("cross_weight", cross_weight, 0)
-    in_weight = check_number("in_weight", in_weight, 0)
-    count = _count_of_rows(v, row_weights, group)
-    roots = None if row_weights is None else check_vector("row_weights", row_weights, len(v), v).sqrt()
+
+    def prepare(may_be_empty: bool) -> list[Tensor]:
+        if (v_aug is None) != (t_aug is None):
+            raise ValueError("one of v_aug and t_aug is given: expected both or neither")
+        augmented = {} if v_aug is None or t_aug is None else {"v_aug": v_aug, "t_aug": t_aug}
+        alike = check_alike({"v": v, "t": t, **augmented}, may_be_empty=may_be_empty)
+        check_number("cross_weight", cross_weight, 0)
+        check_number("in_weight", in_weight, 0)
+        return alike if row_weights is None else [*alike, _check_weights(row_weights, alike[0])]
+
+    is_augmented, is_weighted = v_aug is not None, row_weights is not None
+    features, rows = check_rows(
+        "geometric_consistency",
+        prepare,
+        Place(group, None, backend if is_augmented else None),
+        cross_weight=cross_weight,
+        in_weight=in_weight,
+        row_weights=is_weighted,
+        augmented=is_augmented,
+    )
+    weights = features.pop() if is_weighted else None
+    v, t, *augmented_rows = features
+    count = rows.total if weights is None else _sum_of_weights(weights, rows)
+    roots = None if weights is None else weights.sqrt()
     with outside_autocast(v.device):
         loss = _consistency(v, t, roots, in_weight, cross_weight, group)
         if augmented_rows:
             v_aug, t_aug = augmented_rows
             loss = loss + _consistency(v, v_aug, roots, in_weight, 0.0, group)
             loss = loss + _consistency(t, t_aug, roots, in_weight, 0.0, group)
-            gain = torch.ones_like(v[:, 0], dtype=count.dtype) if roots is None else roots.square()
+            gain = unit_gain(v, 1.0) if weights is None else weights
             positives = row_pass(DotProducts(difference=True), (v, t, v_aug, t_aug), gain, "sum", backend)
-            loss = loss + cross_weight * summed_over(positives, group)
+            loss = loss + cross_weight * rows.sum(positives)
         return loss / count
 
 
@@ -142,21 +162,24 @@ class GeometricConsistencyLoss(nn.Module):
         )
 
 
-def _count_of_rows(v: Tensor, row_weights: Tensor | None, group: Group | None) -> Tensor:
-    """What the sums are divided by, (): all rows of the batch, or the sum of their weights."""
-    if row_weights is None:
-        count = torch.full((), len(v), dtype=accumulation_dtype(v.dtype), device=v.device)
-    else:
-        weights = check_vector("row_weights", row_weights, len(v), v)
-        if not torch.compiler.is_compiling() and v.device.type == "cpu":
-            if not bool((weights >= 0).all()):
-                raise ValueError(f"row_weights of shape {tuple(weights.shape)} holds entries that are not at least 0")
-            if group is None and not bool(weights.sum() > 0):
-                raise ValueError(f"row_weights of shape {tuple(weights.shape)} are all 0: no rows are left")
-        count = weights.sum()
-    if group is not None:
-        distributed.all_reduce(count, group=group)
-    return count
+def _check_weights(row_weights: Tensor, v: Tensor) -> Tensor:
+    weights = check_vector("row_weights", row_weights, len(v), v)
+    if _has_values(weights) and not bool((weights >= 0).all()):
+        raise ValueError(f"row_weights of shape {tuple(weights.shape)} holds entries that are not at least 0")
+    return weights
+
+
+def _sum_of_weights(weights: Tensor, rows: BatchRows) -> Tensor:
+    """Of all processes, ()."""
+    total = rows.sum(weights.sum())
+    if _has_values(weights) and not bool(total > 0):
+        raise ValueError(f"row_weights of shape {tuple(weights.shape)} are all 0: no rows are left")
+    return total
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """To look at without waiting for a device."""
+    return not torch.compiler.is_compiling() and tensor.device.type == "cpu"
 
 
 class _Weights(NamedTuple):

@@ -13,10 +13,10 @@ from contrastile import backends, formulas
 from contrastile.autograd import Saved, differentiable_once
 from contrastile.distributed import Group
 from contrastile.distributed.losses import share
-from contrastile.distributed.member import Member
 from contrastile.formulas import Wants
 from contrastile.functional import log_normalizers, place_of
 from contrastile.pairs import Backend, GivenWeights
+from contrastile.statistics import finite
 from contrastile.structure.batch import BatchRows, check_rows
 from contrastile.structure.four_way import augmented, in_modal
 from contrastile.structure.row_pass import DotProducts, row_pass, unit_gain
@@ -48,7 +48,7 @@ def feature_separation(
         uniformity      log of the mean over j != k of exp(4 <v^i_j, v^i_k> - 4), and the same of t^i
 
     For unit rows, which all rows are meant to be, the last is log mean exp(-2 |v^i_j - v^i_k|^2) (Wang and Isola 2020,
-    t = 2). One pass over rows, and four sweeps over pairs: uniformity forms its gradient along with its value.
+    t = 2). One pass over rows, and six sweeps over pairs: one a contrast, and two a uniformity.
 
     Args:
         v, t: shared features, (N, D) each with N >= 2, float16, bfloat16, float32 or float64.
@@ -180,45 +180,52 @@ def _uniformity(z: Tensor, rows: BatchRows) -> Tensor:
     else:
         sweeps = share("uniformity", lambda: (_pairs_of(z), None), group, exchange, backend).sweeps
     apply: Any = UniformityFunction.apply
-    logarithm: Tensor = apply(z, sweeps, None if group is None else Member(group))
-    return logarithm - log(pairs)
+    logarithm: Tensor = apply(z, sweeps, rows)
+    return logarithm - CLOSENESS - log(pairs)
 
 
 class UniformityFunction(torch.autograd.Function):
-    """apply(z, backend, member or None) -> log sum_{j != k} exp(4 <z_j, z_k> - 4), over the rows of all processes.
+    """apply(z, backend, rows) -> log sum_{j != k} exp(4 <z_j, z_k>), over the rows of all processes.
 
-    No exponent of unit rows is above 0, so that the shift is known before the sweep, and one sweep over one triangle
-    has the sum and its gradient.
+    Statistics come before the gradient's sweep, which takes its shift from them: a bound by the rows' norms may lie so
+    far above all exponents that no exponential is left.
     """
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, backend: Backend | str, member: Member | None) -> Tensor:
-        ctx.backend, ctx.member = backend, member
-        ctx.save_for_backward(z)
-        formed, total = _spread(z, backend, member, ctx.needs_input_grad[0])
-        ctx.formed = formed, total
-        return total.log()
+    def forward(ctx: Any, z: Tensor, backend: Backend | str, rows: BatchRows) -> Tensor:
+        ctx.backend, ctx.rows = backend, rows
+        shift, total = _closeness(z, backend, rows)
+        ctx.save_for_backward(z, shift)
+        ctx.formed = _spread(z, shift, backend, rows) if ctx.needs_input_grad[0] else None
+        return shift + total.log()
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, saved: Saved, upstream: Tensor) -> tuple[Tensor | None, None, None]:
-        (z,) = saved
-        formed, total = ctx.formed or _spread(z, ctx.backend, ctx.member, True)
+        z, shift = saved
+        formed, total = ctx.formed or _spread(z, shift, ctx.backend, ctx.rows)
         ctx.formed = None
-        of_all = upstream if ctx.member is None else ctx.member.size * upstream  # every process has this loss
+        of_all = ctx.rows.processes * upstream  # every process has this loss
         gradient = formulas.finished(_pairs_of(z), formed, of_all / total).x
         return None if gradient is None else gradient.to(z.dtype), None, None
 
 
-def _spread(z: Tensor, backend: Backend | str, member: Member | None, wants: bool) -> tuple[formulas.Formed, Tensor]:
-    """The gradient of the sum if wanted, and the sum over j != k of exp(4 <z_j, z_k> - 4)."""
-    shift = torch.full((len(z),), CLOSENESS, dtype=accumulation_dtype(z.dtype), device=z.device)
-    gain = torch.ones_like(shift)
-    weights = GivenWeights(shift, gain, shift, gain, None)
-    formed, found = formulas.pair_gradients(_pairs_of(z), weights, Wants(wants, False, False), backend)
+def _closeness(z: Tensor, backend: Backend | str, rows: BatchRows) -> tuple[Tensor, Tensor]:
+    """(shift, total), () each: exp(shift) * total is the sum over j != k of exp(4 <z_j, z_k>)."""
+    stats = formulas.pair_statistics(_pairs_of(z), backend, columns=False)
+    largest, sums = rows.of_all(torch.stack([stats.row_max, stats.row_sum], 1)).unbind(1)
+    shift = finite(largest.max())
+    return shift, (sums * (largest - shift).exp()).sum()
+
+
+def _spread(z: Tensor, shift: Tensor, backend: Backend | str, rows: BatchRows) -> tuple[formulas.Formed, Tensor]:
+    """The gradient of the sum over j != k of exp(4 <z_j, z_k> - shift), and the sum, of the same rounded products."""
+    shifts = shift.expand(len(z)).contiguous()
+    gain = torch.ones_like(shifts)
+    weights = GivenWeights(shifts, gain, shifts, gain, None)
+    formed, found = formulas.pair_gradients(_pairs_of(z), weights, Wants(True, False, False), backend)
     assert found.row_mass is not None
-    own = found.row_mass.sum()
-    return formed, own if member is None else member.sum(own, "closeness")
+    return formed, rows.sum(found.row_mass.sum())
 
 
 def _pairs_of(z: Tensor) -> PairInputs:
