@@ -13,7 +13,7 @@ import contrastile as ct
 import pytest
 import torch
 from contrastile import backends
-from support import BACKENDS_HERE
+from support import BACKENDS_HERE, Shape, towers
 
 X = torch.eye(4)
 
@@ -140,6 +140,22 @@ def test_automatic_choice_prefers_cpu_and_is_silent(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert backends.resolve(None, "cpu") == "cpu"
+
+
+def test_the_choice_is_by_the_dtype_that_autocast_widens_to(monkeypatch):
+    """A backend without float64 would otherwise be chosen by the narrower x, and meet float64."""
+    chosen = []
+    resolve = backends.resolve
+    monkeypatch.setattr(backends, "resolve", lambda *named: chosen.append(named[2]) or resolve(*named))
+    x, y = towers(Shape(6, 6, 5))
+    wide = y.double()
+    with torch.autocast("cpu", torch.bfloat16):
+        ct.info_nce(x, wide, 5.0)
+        ct.log_normalizers(x, wide, 5.0)
+        ct.gamma_contrastive(x, wide, 5.0, torch.zeros(6))
+        ct.siglip(x, wide, 5.0, 0.0)
+        ct.retrieval_ranks(x, wide)
+    assert chosen == [torch.float64] * 5
 
 
 def test_automatic_choice_falls_back_and_says_why_once(monkeypatch):
@@ -284,7 +300,7 @@ def _workspace():
 
 
 @pytest.mark.usefixtures("_workspace")
-@pytest.mark.parametrize("size", [0, -1, 1.5, "64", True, None])
+@pytest.mark.parametrize("size", [0, -1, 1.5, "64", True, None, 2**70])
 def test_a_workspace_is_a_positive_number_of_bytes(size):
     with pytest.raises(ValueError, match=r"workspace is .*: expected a positive number of bytes"):
         backends.set_workspace(size)

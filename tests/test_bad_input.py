@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import contrastile as ct
+import numpy as np
 import pytest
 import torch
 from support import BACKENDS_HERE
@@ -88,6 +89,9 @@ SCALES = [
     (-1.0, ValueError, r"scale is -1.0: expected a finite number above 0"),
     (math.nan, ValueError, r"scale is nan"),
     (math.inf, ValueError, r"scale is inf"),
+    (1e39, ValueError, r"scale is 1e\+39: expected a finite number above 0 in torch.float32"),
+    (1e-60, ValueError, r"scale is 1e-60: expected a finite number above 0 in torch.float32"),
+    (torch.tensor(1e39, dtype=torch.float64), ValueError, r"scale of shape \(\) holds 1e\+39: expected finite numbers"),
     ("20", TypeError, r"scale is str: expected a number or a floating-point tensor"),
     (True, TypeError, r"scale is bool"),
     (torch.tensor(-2.0), ValueError, r"scale of shape \(\) holds -2.0: expected finite numbers above 0"),
@@ -166,9 +170,13 @@ OTHERS = [
     (lambda: ct.log_normalizers(X, Y, 4.0, log_multiplier="1"), TypeError, r"log_multiplier is str: expected a number"),
     # ranks
     (lambda: ct.recall_at_k(torch.zeros(3)), TypeError, r"ranks is torch.float32: expected integers"),
+    (lambda: ct.recall_at_k([0, 1]), TypeError, r"ranks is list: expected a tensor of integers"),
     (lambda: ct.recall_at_k(IDS[:0]), ValueError, r"ranks has shape \(0,\): expected \(N,\) with N >= 1"),
     (lambda: ct.recall_at_k(IDS[None]), ValueError, r"ranks has shape \(1, 9\)"),
-    (lambda: ct.recall_at_k(IDS, (1, 0)), ValueError, r"ks is \(1, 0\): expected numbers of at least 1"),
+    (lambda: ct.recall_at_k(IDS, (1, 0)), ValueError, r"ks is \(1, 0\): expected whole numbers of at least 1"),
+    (lambda: ct.recall_at_k(IDS, (1.5,)), ValueError, r"ks is \(1\.5,\): expected whole numbers of at least 1"),
+    # the bias
+    (lambda: ct.siglip(X, Y, 4.0, -1e39), ValueError, r"bias is -1e\+39: expected a finite number in torch.float32"),
 ]
 
 
@@ -192,6 +200,25 @@ def test_any_integer_type_serves_for_positives_and_groups(dtype):
     options = {"positives": ORDER, "groups": (torch.arange(9) % 3, torch.arange(9) % 4)}
     other = {"positives": ORDER.to(dtype), "groups": tuple(g.to(dtype) for g in options["groups"])}
     assert torch.equal(ct.info_nce(X, Y, 4.0, **other), ct.info_nce(X, Y, 4.0, **options))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16], ids=str)
+def test_narrow_positives_serve_where_the_number_of_columns_does_not_fit_their_dtype(dtype):
+    many = torch.cat([Y] * 3641)  # 1 column, and -32767, to 8 and 16 bits
+    positives = ORDER + 50
+    narrow = ct.info_nce(X, many, 4.0, symmetric=False, positives=positives.to(dtype))
+    assert torch.equal(narrow, ct.info_nce(X, many, 4.0, symmetric=False, positives=positives))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_scalars_of_numpy_are_numbers(kind):
+    assert torch.equal(ct.info_nce(X, Y, kind(4)), ct.info_nce(X, Y, 4.0))
+    x = X.clone().requires_grad_()
+    loss = ct.info_nce(x, Y, 4.0, label_smoothing=kind(1))
+    loss.backward()
+    assert torch.equal(loss, ct.info_nce(X, Y, 4.0, label_smoothing=1.0))
+    assert torch.equal(gamma(log_multiplier=kind(2)).loss, gamma(log_multiplier=2.0).loss)
+    assert torch.equal(ct.siglip(X, Y, 4.0, kind(-1)), ct.siglip(X, Y, 4.0, -1.0))
 
 
 # Non-finite values in the embeddings are no error: they show in what they affect

@@ -26,6 +26,11 @@ def test_duplicates_of_the_positive_do_not_outrank_it(backend):
     assert ct.retrieval_ranks(x, y, backend=backend).tolist() == [0] * 40
 
 
+def test_ties_count_for_the_positive_so_a_collapsed_encoder_has_rank_0(backend):
+    collapsed = torch.ones(9, 5)
+    assert ct.retrieval_ranks(collapsed, collapsed.clone(), backend=backend).tolist() == [0] * 9
+
+
 def test_masked_candidates_are_not_ranked(backend):
     x, y = towers(Shape(30, 50, 4), agreement=0.1)
     plain = ct.retrieval_ranks(x, y, backend=backend)

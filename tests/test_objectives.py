@@ -301,6 +301,19 @@ def test_under_autocast_nothing_is_narrowed(backend):
         assert ct.info_nce(**inputs, **options, backend=backend).dtype == torch.float32
 
 
+def test_under_autocast_no_gradient_is_narrowed_in_the_backward(backend):
+    inputs, options = problem(Shape(12, 12, 5), **OPTIONS["all"])
+
+    def loss(**leaves):
+        return ct.info_nce(**leaves, **options, backend=backend)
+
+    plain = gradients_of(loss, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = gradients_of(loss, inputs)
+    for name, value in plain.items():
+        assert torch.equal(under[name], value), name
+
+
 def test_differentiating_gradients_names_the_reference(backend):
     inputs, options = problem(Shape(12, 12, 5), **OPTIONS["debiased"])
     x = inputs["x"].requires_grad_()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import contrastile as ct
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -155,6 +156,20 @@ def test_gradcheck_of_prefixes(backend):
     )
 
 
+def test_rows_of_zeros_in_float16_prefixes_are_left_at_0_and_not_nan(backend):
+    x, y = X.half(), Y.half()
+    x[0, :2] = 0
+    assert ct.matryoshka(ct.info_nce, x, y, dims=(2, 6), scale=9.0, backend=backend).isfinite()
+
+
+def test_lengths_of_prefixes_may_be_numpys_and_a_direction_alone_its_name(backend):
+    options = {"scale": 9.0, "backend": backend}
+    lengths = ct.matryoshka(ct.info_nce, X, Y, dims=np.array([3, 6]), weights=np.float32([1, 2]), **options)
+    assert torch.equal(lengths, ct.matryoshka(ct.info_nce, X, Y, dims=(3, 6), weights=(1.0, 2.0), **options))
+    alone = ct.directional_info_nce(X, Y, directions="xy", **options)
+    assert torch.equal(alone, ct.directional_info_nce(X, Y, directions=("xy",), **options))
+
+
 # Refusals
 
 
@@ -187,7 +202,10 @@ REFUSALS = [
     ),
     ({"false_negative_margin": math.nan}, ValueError, r"false_negative_margin is nan: expected a finite number$"),
     ({"false_negative_margin": "0.1"}, TypeError, r"false_negative_margin is str: expected a number"),
-    ({"false_negative_margin": 0.1, "prior": 0.1}, ValueError, r"prior with a false_negative_margin: both would need"),
+    *[
+        ({"false_negative_margin": 0.1, "prior": prior}, ValueError, r"prior with a false_negative_margin: both would")
+        for prior in (0.1, 0.0, torch.tensor(0.0), torch.full((9,), 0.1))
+    ],
     (
         {"false_negative_margin": 0.1, "label_smoothing": 0.1},
         ValueError,
@@ -220,12 +238,20 @@ def test_what_does_not_combine_names_both_arguments(backend):
             lambda: ct.info_nce(X, Y, by_row, false_negative_margin=0.1, backend=backend),
             r"false_negative_margin with a scale of shape \(9,\): over columns it needs one scale",
         ),
-        (lambda: ct.directional_info_nce(X, Y, 9.0, prior=0.1, **joint), r"prior with directions \('xy', 'yx'\)"),
+        *[
+            (
+                lambda prior=prior: ct.directional_info_nce(X, Y, 9.0, prior=prior, **joint),
+                r"prior with directions \('xy', 'yx'\)",
+            )
+            for prior in (0.1, 0.0, torch.full((9,), 0.1))
+        ],
         (
             lambda: ct.directional_info_nce(X, Y, 9.0, label_smoothing=0.1, **joint),
             r"label_smoothing with directions .* and partition 'joint': the sum has the positive twice",
         ),
         (lambda: ct.directional_info_nce(X, Y, 9.0, directions=("xx",)), r"directions is \('xx',\): expected 'xy'"),
+        (lambda: ct.directional_info_nce(X, Y, 9.0, directions="xx"), r"directions is \('xx',\): expected 'xy'"),
+        (lambda: ct.directional_info_nce(X, Y, 9.0, directions=None), r"directions is \(None,\): expected 'xy'"),
         (lambda: ct.directional_info_nce(X, Y, 9.0, directions=("xy", "xy")), r"directions is \('xy', 'xy'\)"),
         (lambda: ct.directional_info_nce(X, Y, 9.0, partition="row"), r"partition is 'row': expected one of 'joint'"),
         (
@@ -246,6 +272,13 @@ PREFIXES = [
     ({"dims": (3,), "weights": (-1.0,)}, ValueError, r"a weight is -1.0: expected a finite number of at least 0"),
     ({"dims": (3, 6), "loss_fn": [ct.info_nce]}, ValueError, r"loss_fn holds 1 losses for 2 dims"),
     ({"dims": (3,), "y": Y[:, :4]}, ValueError, r"embeddings are \(9, 6\), \(9, 4\): expected one number of features"),
+    ({"dims": 3}, TypeError, r"dims is 3: expected a sequence of lengths"),
+    ({"dims": (3.0,)}, ValueError, r"dims is \[3\.0\]: expected some"),
+    (
+        {"dims": (3,), "weights": (2,), "loss_fn": ct.gamma_contrastive, "log_u": torch.zeros(9)},
+        TypeError,
+        r"loss_fn returned GammaOutput: expected a tensor",
+    ),
     ({"dims": (3,), "y": 20.0}, TypeError, r"embeddings hold a float: expected tensors; other arguments by name"),
 ]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from contrastile import formulas, formulas_negatives, formulas_siglip
 from contrastile.formulas import Formed, Former, GammaTerms, Gradients, Wants
@@ -31,6 +32,11 @@ INPUTS = len(PairInputs._fields)
 
 Saved = tuple[Any, ...]  # Tensor | None each
 Backward = Callable[..., tuple[Tensor | None, ...]]
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Forward mode asks for a derivative: a Function then raises, where a forward alone would drop it."""
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def differentiable_once(backward: Backward) -> Backward:

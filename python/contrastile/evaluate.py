@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ def retrieval_ranks(
     backend: str | None = None,
 ) -> Tensor:
     """Number of negatives whose inner product with x_i is strictly larger than the positive's: 0 is retrieved first.
+
+    Ties count for the positive, so an encoder that has collapsed to one point has rank 0 in every row.
 
     Args:
         x: queries, (N, D), float16, bfloat16, float32 or float64. y: candidates, (M, D), dtype and device of x.
@@ -52,7 +55,7 @@ def retrieval_ranks(
         with torch.no_grad():
             return formulas.retrieval_ranks_forward(shared.inputs, shared.sweeps)
     inputs = check_pairs(x, y, 1.0, positives, groups, both_directions=False)
-    name = backends.resolve(backend, x.device.type, x.dtype)
+    name = backends.resolve(backend, inputs.x.device.type, inputs.x.dtype)
     with torch.no_grad():
         if torch.compiler.is_compiling():
             ranks: Tensor = torch.ops.contrastile.retrieval_ranks(*inputs, name)
@@ -65,16 +68,18 @@ def recall_at_k(ranks: Tensor, ks: Sequence[int] = (1, 5, 10)) -> dict[int, floa
 
     Args:
         ranks: (N,) integers as `retrieval_ranks` returns them.
-        ks: numbers of retrieved candidates, each at least 1.
+        ks: whole numbers of retrieved candidates, each at least 1.
 
     Raises:
-        ValueError: ranks is not (N,) with N >= 1, or a k is below 1.
-        TypeError: ranks are not integers.
+        ValueError: ranks is not (N,) with N >= 1, or a k is no whole number of at least 1.
+        TypeError: ranks are no tensor of integers.
     """
+    if not isinstance(ranks, Tensor):
+        raise TypeError(f"ranks is {type(ranks).__name__}: expected a tensor of integers")
     if ranks.dtype.is_floating_point or ranks.dtype == torch.bool:
         raise TypeError(f"ranks is {ranks.dtype}: expected integers")
     if ranks.dim() != 1 or ranks.shape[0] == 0:
         raise ValueError(f"ranks has shape {tuple(ranks.shape)}: expected (N,) with N >= 1")
-    if any(k < 1 for k in ks):
-        raise ValueError(f"ks is {tuple(ks)}: expected numbers of at least 1")
+    if not all(isinstance(k, Integral) and k >= 1 for k in ks):
+        raise ValueError(f"ks is {tuple(ks)}: expected whole numbers of at least 1")
     return {k: (ranks < k).double().mean().item() for k in ks}

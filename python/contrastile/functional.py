@@ -64,19 +64,23 @@ def info_nce(
     number, it is formed along with the loss. Second derivatives: `contrastile.reference.info_nce`.
 
     Args:
-        x: anchors, (N, D), float16, bfloat16, float32 or float64.
+        x: anchors, (N, D), float16, bfloat16, float32 or float64, used as they are: not normalised.
         y: candidates, (M, D), dtype and device of x; under autocast the narrower of two dtypes is widened.
-        scale: 1 / temperature, above 0: a number, a tensor () or one (N,) per row. Tensors get a gradient.
+        scale: 1 / temperature (20.0 for a temperature of 0.05), above 0: a number, a tensor () or one (N,) per row.
+            Tensors get a gradient.
         symmetric: both directions; needs N == M.
         positives: (N,) integers, the column of each row's positive, default arange(N); distinct if symmetric.
         groups: (row_ids (N,), col_ids (M,)), integers: a pair of equal ids other than the positive is no negative.
         hard_negatives: further candidates of the rows, in the dtype of x: (N, K, D), K of each row's own, or (L, D),
             shared by all rows; no group masks them, and the softmax over columns does not meet them. They get a
-            gradient. (N, K, D) in 16 bits is widened to float32 as a whole.
+            gradient. (N, K, D) in 16 bits is widened to float32 as a whole. sentence-transformers' own
+            MultipleNegativesRankingLoss pools the negatives n of all rows and has one direction:
+            info_nce(q, torch.cat([p, n]), 20.0, symmetric=False).
         label_smoothing: from 0 to 1: that much of each target is spread evenly over a row's candidates that are not
             masked, the positive among them, as in torch's cross_entropy.
-        prior: tau, a number or (N,), from 0 to below 1: the chance that a negative is of its row's class, which the sum
-            over negatives is corrected for (Chuang et al. 2020, debiased); rows are meant to be of unit length.
+        prior: tau, a number or a tensor () or (N,), a constant without gradient, from 0 to below 1: the chance that a
+            negative is of its row's class, which the sum over negatives is corrected for (Chuang et al. 2020,
+            debiased); rows are meant to be of unit length.
         false_negative_margin: a negative, a hard one too, whose <x_i, y_j> is above that of the row's positive by more
             than this is masked, as one that may be a positive in truth (Zhang et al. 2025: 0.1); over columns those
             above the column's positive. A number, below 0 too. The mask is a constant: it has no gradient. Not with
@@ -153,9 +157,11 @@ def nt_xent(
         l_i = log sum_{j != i} exp(s_ij) - s_i,pos       s_ij = scale_i <z_i, z_j>
 
     Args:
-        z: embeddings of both views, (2B, D), float16, bfloat16, float32 or float64.
-        scale: 1 / temperature, above 0: a number, a tensor () or one (2B,) per row. Tensors get a gradient. One
-            scale for all rows makes the logits symmetric and costs half of what scales by row do.
+        z: embeddings of both views, (2B, D), float16, bfloat16, float32 or float64, used as they are: `NTXentLoss`
+            normalises, this does not.
+        scale: 1 / temperature (20.0 for a temperature of 0.05), above 0: a number, a tensor () or one (2B,) per row.
+            Tensors get a gradient. One scale for all rows makes the logits symmetric and costs half of what scales by
+            row do.
         positives: (2B,) integers, the other view of each row, default (i + B) mod 2B: nobody's own, and
             positives[positives[i]] == i. With a group, both views of a sample are in one process.
         hard_negatives, label_smoothing, prior, false_negative_margin, reduction, group, exchange, backend: as for
@@ -248,13 +254,13 @@ def log_normalizers(
     check_alone(exchange)
     log_multiplier = check_log_multiplier(log_multiplier)
     inputs = check_pairs(x, y, scale, positives, groups, both_directions=columns, needs_positives=False)
-    name = backends.resolve(backend, x.device.type, x.dtype)
+    name = backends.resolve(backend, inputs.x.device.type, inputs.x.dtype)
     if torch.compiler.is_compiling():
         row_lse, col_lse, *_ = torch.ops.contrastile.log_normalizers(
             *inputs, columns, log_multiplier, name, __version__
         )
         return row_lse, col_lse if columns else None
-    if not any(wants_of(inputs)):
+    if not any(wants_of(inputs)) and not autograd.has_tangent(*inputs[:3]):
         return formulas.log_normalizers_forward(inputs, columns, log_multiplier, name)[:2]
     apply: Any = autograd.LogNormalizersFunction.apply
     row_lse, col_lse = apply(*inputs, columns, log_multiplier, name)
@@ -342,14 +348,14 @@ def gamma_contrastive(
     check_alone(exchange)
     check_reduction(reduction)
     inputs, terms = checked(may_be_empty=False)
-    name = backends.resolve(backend, x.device.type, x.dtype)
+    name = backends.resolve(backend, inputs.x.device.type, inputs.x.dtype)
     wants = wants_of(inputs)
     if torch.compiler.is_compiling():
         loss, row_lse, col_lse, *_ = torch.ops.contrastile.gamma_contrastive(
             *inputs, *terms, reduction, *wants, name, __version__
         )
         return GammaOutput(loss, row_lse, col_lse if log_v is not None else None)
-    if not any(wants):
+    if not any(wants) and not autograd.has_tangent(*inputs[:3]):
         return GammaOutput(*formulas.gamma_forward(inputs, terms, reduction, NOTHING, name)[:3])
     apply: Any = autograd.GammaContrastiveFunction.apply
     return GammaOutput(*apply(*inputs, *terms, reduction, name))
@@ -361,7 +367,7 @@ def _info_nce(inputs: PairInputs, symmetric: bool, reduction: str, backend: str 
     if torch.compiler.is_compiling():
         loss: Tensor = torch.ops.contrastile.info_nce(*inputs, symmetric, reduction, *wants, name, __version__)[0]
         return loss
-    if not any(wants):
+    if not any(wants) and not autograd.has_tangent(*inputs[:3]):
         return formulas.info_nce_forward(inputs, symmetric, reduction, NOTHING, name)[0]
     apply: Any = autograd.InfoNCEFunction.apply
     loss = apply(*inputs, symmetric, reduction, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
@@ -49,7 +49,7 @@ def directional_info_nce(
     and no groups make their logits symmetric (yy: and N == M without positives). With a margin each takes its 4.
 
     Args:
-        directions: "xy", and any others of "yx", "xx", "yy".
+        directions: "xy", and any others of "yx", "xx", "yy"; one name alone need not be in a sequence.
         groups: (row_ids (N,), col_ids (M,)), integers: pairs of equal ids are no negatives, in xx by row_ids on both
             sides, in yy by col_ids.
         positives: (N,) integers, distinct with "yx".
@@ -66,11 +66,13 @@ def directional_info_nce(
             "yx" in a joint normaliser.
         TypeError, RuntimeError: as `info_nce` does.
     """
+    alone = isinstance(directions, str) or not isinstance(directions, Iterable)
+    names: Iterable[str] = (directions,) if alone else directions  # type: ignore[assignment]
     return objectives.directional(
         x,
         y,
         scale,
-        objectives.Scheme(tuple(directions), partition),
+        objectives.Scheme(tuple(names), partition),
         Options(hard_negatives, label_smoothing, prior, false_negative_margin),
         place_of(group, exchange, backend),
         positives=positives,

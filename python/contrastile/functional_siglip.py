@@ -70,14 +70,14 @@ def siglip(
     check_alone(exchange)
     check_reduction(reduction)
     inputs, moved_by = checked(may_be_empty=False)
-    name = backends.resolve(backend, x.device.type, x.dtype)
+    name = backends.resolve(backend, inputs.x.device.type, inputs.x.dtype)
     wants, wants_bias = wants_of(inputs), torch.is_grad_enabled() and moved_by.requires_grad
     if torch.compiler.is_compiling():
         loss: Tensor = torch.ops.contrastile.siglip(
             *inputs, moved_by, reduction, *wants, wants_bias, name, __version__
         )[0]
         return loss
-    if not any(wants) and not wants_bias:
+    if not any(wants) and not wants_bias and not autograd.has_tangent(*inputs[:3], moved_by):
         return formulas_siglip.siglip_forward(inputs, moved_by, reduction, NOTHING, False, name)[0]
     apply: Any = autograd.SigLipFunction.apply
     loss = apply(*inputs, moved_by, reduction, name)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from contrastile.validation import check_number
+from contrastile.validation import accumulation_dtype, check_number
 
 __all__ = ["matryoshka"]
 
@@ -44,11 +45,13 @@ def matryoshka(
     Raises:
         ValueError: dims is empty or holds a length that is no prefix, embeddings differ in D, or weights or losses are
             not as many as dims.
-        TypeError: embeddings are no tensors, or a weight no number.
+        TypeError: embeddings are no tensors, dims no sequence, a weight no number, or what loss_fn returns no tensor.
     """
     features = _check_features(embeddings)
+    if not isinstance(dims, Iterable):
+        raise TypeError(f"dims is {dims!r}: expected a sequence of lengths, such as (64, 256)")
     dims = list(dims)
-    if not dims or not all(isinstance(dim, int) and 1 <= dim <= features for dim in dims):
+    if not dims or not all(isinstance(dim, Integral) and 1 <= dim <= features for dim in dims):
         raise ValueError(f"dims is {dims}: expected some, each from 1 to the {features} features")
     losses = [loss_fn] * len(dims) if callable(loss_fn) else list(loss_fn)
     if len(losses) != len(dims):
@@ -58,14 +61,24 @@ def matryoshka(
         raise ValueError(f"weights holds {len(weights)} for {len(dims)} dims: expected one for each")
     total: Tensor | None = None
     for dim, weight, loss in zip(dims, weights, losses, strict=True):
-        check_number("a weight", weight, 0)
+        weight = check_number("a weight", weight, 0)
         prefixes = [rows[..., :dim] for rows in embeddings]
         if normalize:
-            prefixes = [F.normalize(prefix, dim=-1) for prefix in prefixes]
-        part = weight * loss(*prefixes, **options)
+            prefixes = [_unit_rows(prefix) for prefix in prefixes]
+        found = loss(*prefixes, **options)
+        if not isinstance(found, Tensor):
+            raise TypeError(
+                f"loss_fn returned {type(found).__name__}: expected a tensor, such as the field loss of a GammaOutput"
+            )
+        part = weight * found
         total = part if total is None else total + part
     assert total is not None
     return total
+
+
+def _unit_rows(rows: Tensor) -> Tensor:
+    """Normalised in float32: in float16 what keeps a row of zeros from 0 / 0 is rounded to 0 itself."""
+    return F.normalize(rows.to(accumulation_dtype(rows.dtype)), dim=-1).to(rows.dtype)
 
 
 def _check_features(embeddings: Sequence[Tensor]) -> int:

@@ -20,7 +20,7 @@ from contrastile.distributed import Group, added_up
 from contrastile.distributed import losses as shared_losses
 from contrastile.distributed.losses import Shared
 from contrastile.distributed.member import Member
-from contrastile.formulas import outside_autocast, wants_of
+from contrastile.formulas import wants_of
 from contrastile.softmax_terms import Prior, SoftmaxTerms
 from contrastile.statistics import SOFTPLUS_THRESHOLD, finite
 from contrastile.validation import PairInputs, accumulation_dtype
@@ -121,7 +121,7 @@ def sweep_negatives(
         row, col, positive, *_ = torch.ops.contrastile.log_negatives(*inputs, columns, name, __version__)
         positive = None if inputs.positives is None else positive
         return Swept(inputs, terms, row, col if columns else None, positive, None, in_order)
-    if not any(wants_of(inputs)):
+    if not any(wants_of(inputs)) and not autograd.has_tangent(*inputs[:3]):
         plain, _ = formulas_negatives.log_negatives_forward(inputs, columns, name)
         return Swept(inputs, terms, plain.row, plain.col, plain.positive, None, in_order)
     apply: Any = autograd.LogNegativesFunction.apply
@@ -166,8 +166,8 @@ def of_hard(found: Swept, place: Place, hardness: float = 0.0) -> list[Negatives
     if hard is None or (hard.shape[-2] == 0 and (hard.dim() == 3 or place.group is None)):
         return []
     if hard.dim() == 3:
-        with outside_autocast(x.device):
-            products = (hard.to(dtype) @ x.to(dtype)[:, :, None])[:, :, 0]
+        # Not a matrix product, whose backward autocast would round to 16 bits.
+        products = (hard.to(dtype) * x.to(dtype)[:, None]).sum(2)
         logits = scale.to(dtype).reshape(-1, 1) * products
         if hardness:
             logits = logits + hardness * products.detach()

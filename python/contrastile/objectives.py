@@ -127,7 +127,7 @@ def directional(
         function="directional_info_nce",
         in_order=positives is None,
         reduction=reduction,
-        directions=",".join(directions),
+        directions=",".join(map(str, directions)),
         partition=scheme.partition,
         hardness=":".join(map(str, hardness)),
         default_positives=positives is None,
@@ -162,12 +162,11 @@ def check_scheme(scheme: Scheme, options: Options) -> None:
     if partition not in PARTITIONS:
         raise ValueError(f"partition is {partition!r}: expected one of {', '.join(map(repr, PARTITIONS))}")
     if partition == "joint" and "yx" in directions:
-        for name in ("prior", "label_smoothing"):
-            if getattr(options, name):
-                raise ValueError(
-                    f"{name} with directions {directions!r} and partition 'joint': the sum has the positive twice, "
-                    "once from each end; expected directions without 'yx', or partition 'per_direction'"
-                )
+        for name in options.counting:
+            raise ValueError(
+                f"{name} with directions {directions!r} and partition 'joint': the sum has the positive twice, "
+                "once from each end; expected directions without 'yx', or partition 'per_direction'"
+            )
 
 
 def _losses_of_rows(found: Swept, place: Place) -> Tensor:

@@ -51,8 +51,8 @@ def directional_info_nce(
     paired = wide_y[positives]
     own_product = (wide_x * paired).sum(1)
     positive = row_scale[:, 0] * own_product
-    row_ids, col_ids = (torch.zeros(len(x)), torch.ones(len(y))) if groups is None else groups
-    of_pair = torch.zeros(len(x)) if groups is None else col_ids[positives]
+    row_ids, col_ids = (x.new_zeros(len(x)), x.new_ones(len(y))) if groups is None else groups
+    of_pair = row_ids if groups is None else col_ids[positives]
     own_row = torch.eye(len(x), dtype=torch.bool, device=x.device)
     own_col = positives[:, None] == torch.arange(len(y), device=x.device)
     ungrouped = groups is None

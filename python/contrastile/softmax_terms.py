@@ -48,6 +48,12 @@ class Options(NamedTuple):
         objects = self.hard_negatives, self.prior, self.false_negative_margin
         return self.label_smoothing != 0 or any(option is not None for option in objects)
 
+    @property
+    def counting(self) -> list[str]:
+        """Names of those given that need the number of candidates."""
+        given = {"label_smoothing": self.label_smoothing != 0, "prior": self.prior is not None}
+        return [name for name, is_given in given.items() if is_given]
+
     def facts(self) -> dict[str, Any]:
         """What must be equal in all processes of a group."""
         prior, hard = self.prior, self.hard_negatives
@@ -88,12 +94,11 @@ class Options(NamedTuple):
         if margin is None:
             return None
         check_number("false_negative_margin", margin, -math.inf)
-        for name in ("label_smoothing", "prior"):
-            if getattr(self, name):
-                raise ValueError(
-                    f"{name} with a false_negative_margin: both would need the number of negatives that it leaves; "
-                    "expected one of them"
-                )
+        for name in self.counting:
+            raise ValueError(
+                f"{name} with a false_negative_margin: both would need the number of negatives that it leaves; "
+                "expected one of them"
+            )
         if columns and inputs.scale.dim():
             raise ValueError(
                 f"false_negative_margin with a {scale_name} of shape {tuple(inputs.scale.shape)}: over columns it "

@@ -7,6 +7,7 @@ elsewhere it would wait for the device, and a compiled graph has no values.
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -118,7 +119,7 @@ def check_views(
     else:
         positives = check_positives(positives, z, rows, distinct=True)
         if _has_values(z):
-            own = torch.arange(rows)
+            own = torch.arange(rows, device=z.device)
             if bool((positives == own).any()):
                 raise ValueError("positives holds a row that is its own positive: expected another row for each")
             if not torch.equal(positives[positives], own):
@@ -153,7 +154,7 @@ def check_number(name: str, value: float, lowest: float, highest: float = math.i
     if not (lowest <= value <= highest and -math.inf < value < math.inf):
         bounds = f" of at least {lowest:g}" if highest == math.inf else f" from {lowest:g} to {highest:g}"
         raise ValueError(f"{name} is {value}: expected a finite number{bounds if lowest > -math.inf else ''}")
-    return value
+    return float(value)
 
 
 def check_vector(name: str, vector: Tensor, length: int, like: Tensor, *, positive: bool = False) -> Tensor:
@@ -176,16 +177,18 @@ def check_bias(bias: float | Tensor, like: Tensor) -> Tensor:
     if not isinstance(bias, Tensor):
         if not _is_number(bias):
             raise TypeError(f"bias is {_kind(bias)}: expected a number or a floating-point tensor")
-        if not torch.compiler.is_compiling() and not -math.inf < bias < math.inf:
-            raise ValueError(f"bias is {bias}: expected a finite number")
-        return torch.full((), bias, dtype=accumulation_dtype(like.dtype), device=like.device)
+        dtype = accumulation_dtype(like.dtype)
+        if not torch.compiler.is_compiling() and not abs(bias) <= torch.finfo(dtype).max:
+            raise ValueError(f"bias is {bias}: expected a finite number in {dtype}")
+        return torch.full((), bias, dtype=dtype, device=like.device)
     if not bias.dtype.is_floating_point:
         raise TypeError(f"bias is {bias.dtype}: expected a floating-point tensor")
     if bias.dim() != 0:
         raise ValueError(f"bias has shape {_shape(bias)}: expected a number or ()")
     _check_device("bias", bias, like)
-    if _has_values(like) and not bool(bias.isfinite()):
-        raise ValueError(f"bias holds {bias.item()}: expected a finite number")
+    dtype = accumulation_dtype(like.dtype)
+    if _has_values(like) and not bool(bias.to(dtype).isfinite()):
+        raise ValueError(f"bias holds {bias.item()}: expected a finite number in {dtype}")
     return bias
 
 
@@ -197,7 +200,7 @@ def check_log_multiplier(log_multiplier: float) -> float:
             f"log_multiplier is {log_multiplier}: expected at most {LARGEST_LOG_MULTIPLIER} in magnitude, "
             "beyond which sums in float32 may overflow"
         )
-    return log_multiplier
+    return float(log_multiplier)
 
 
 def check_reduction(reduction: str) -> None:
@@ -208,6 +211,9 @@ def check_reduction(reduction: str) -> None:
 def _check_embeddings(name: str, embeddings: Tensor, may_be_empty: bool = False) -> None:
     if not isinstance(embeddings, Tensor):
         raise TypeError(f"{name} is {_kind(embeddings)}: expected a tensor of shape (rows, features)")
+    # A trace would hold the allocation of a result, and not what fills it.
+    if torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        raise RuntimeError("torch.jit.trace does not see these kernels: use torch.export or torch.compile")
     if embeddings.dtype not in EMBEDDING_DTYPES:
         raise TypeError(f"{name} is {embeddings.dtype}: expected float16, bfloat16, float32 or float64")
     if embeddings.dim() != 2:
@@ -221,37 +227,42 @@ def _check_embeddings(name: str, embeddings: Tensor, may_be_empty: bool = False)
 
 
 def _check_scale(scale: float | Tensor, x: Tensor) -> Tensor:
-    rows = x.shape[0]
+    rows, dtype = x.shape[0], accumulation_dtype(x.dtype)
     if not isinstance(scale, Tensor):
         if not _is_number(scale):
             raise TypeError(f"scale is {_kind(scale)}: expected a number or a floating-point tensor")
-        if not torch.compiler.is_compiling() and not 0 < scale < math.inf:
-            raise ValueError(f"scale is {scale}: expected a finite number above 0")
-        return torch.full((), scale, dtype=accumulation_dtype(x.dtype), device=x.device)
+        limits = torch.finfo(dtype)
+        if not torch.compiler.is_compiling() and not limits.smallest_normal <= scale <= limits.max:
+            raise ValueError(f"scale is {scale}: expected a finite number above 0 in {dtype}")
+        return torch.full((), scale, dtype=dtype, device=x.device)
     if not scale.dtype.is_floating_point:
         raise TypeError(f"scale is {scale.dtype}: expected a floating-point tensor")
     if scale.dim() > 1 or (scale.dim() == 1 and scale.shape[0] != rows):
         raise ValueError(f"scale has shape {_shape(scale)}: expected a number, () or ({rows},)")
     _check_device("scale", scale, x)
-    if _has_values(x) and not bool(((scale > 0) & (scale < math.inf)).all()):
-        wrong = scale.detach()[~((scale > 0) & (scale < math.inf))][0].item()
-        raise ValueError(f"scale of shape {_shape(scale)} holds {wrong}: expected finite numbers above 0")
+    if _has_values(x):
+        used = scale.detach().to(dtype)
+        fits = (used > 0) & (used < math.inf)
+        if not bool(fits.all()):
+            wrong, where = scale.detach()[~fits][0].item(), f"above 0 in {dtype}"
+            raise ValueError(f"scale of shape {_shape(scale)} holds {wrong}: expected finite numbers {where}")
     return scale
 
 
 def check_positives(positives: Tensor, x: Tensor, cols: int, *, distinct: bool) -> Tensor:
     rows = x.shape[0]
     _check_integers("positives", positives, rows, x)
+    positives = positives.detach().to(torch.int64).contiguous()  # wide enough for any number of columns
     if _has_values(x):
         if bool(((positives < 0) | (positives >= cols)).any()):
             raise ValueError(
                 f"positives holds entries from {positives.min()} to {positives.max()}: "
                 f"expected columns from 0 to {cols - 1}"
             )
-        if distinct and rows and int(torch.bincount(positives.long(), minlength=cols).max()) > 1:
+        if distinct and rows and int(torch.bincount(positives, minlength=cols).max()) > 1:
             what = "a permutation" if rows == cols else "distinct columns"
             raise ValueError(f"positives repeats a column: both directions need {what}")
-    return positives.detach().to(torch.int64).contiguous()
+    return positives
 
 
 def _check_groups(groups: Groups, x: Tensor, cols: int) -> Groups:
@@ -281,7 +292,7 @@ def _check_device(name: str, tensor: Tensor, like: Tensor) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _has_values(tensor: Tensor) -> bool:

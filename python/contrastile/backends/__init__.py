@@ -119,11 +119,11 @@ def set_workspace(size: int) -> None:
     What a backend keeps of it from one sweep to the next is given back.
 
     Raises:
-        ValueError: size is not a positive number of bytes.
+        ValueError: size is not a positive number of bytes, or more than there are addresses.
     """
     global _workspace_bytes
-    if isinstance(size, bool) or not isinstance(size, int) or size <= 0:
-        raise ValueError(f"workspace is {size!r}: expected a positive number of bytes")
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 < size <= sys.maxsize:
+        raise ValueError(f"workspace is {size!r}: expected a positive number of bytes, at most {sys.maxsize}")
     _workspace_bytes = size
     cpu = sys.modules.get(MODULES["cpu"])  # not loaded, it keeps nothing
     if cpu is not None:

@@ -91,12 +91,12 @@ class _Call:
         self._held: list[Tensor] = []
         self._problem = problem
         self._native_problem = self._native("PairProblem")(
-            anchors=self._view(problem.anchors),
-            candidates=self._view(problem.candidates),
-            scale=self._at(problem.scale),
-            positives=self._at(problem.positives),
-            row_groups=self._at(problem.row_groups),
-            col_groups=self._at(problem.col_groups),
+            anchors=self._view(problem.anchors, "x"),
+            candidates=self._view(problem.candidates, "y"),
+            scale=self._at(problem.scale, "scale"),
+            positives=self._at(problem.positives, "positives"),
+            row_groups=self._at(problem.row_groups, "groups[0]"),
+            col_groups=self._at(problem.col_groups, "groups[1]"),
             row_ceiling=self._at(problem.row_ceiling),
             self_offset=problem.self_offset,
             self_similarity=problem.self_similarity,
@@ -107,7 +107,7 @@ class _Call:
         self._native(operation)(self._native_problem, *arguments, self._execution)
 
     def empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self._dtype)
+        return torch.empty(shape, dtype=self._dtype, device="cpu")
 
     def new_stats(self, *, columns: bool, ranks: bool) -> PairStats:
         n, m = self._problem.rows, self._problem.cols
@@ -117,7 +117,7 @@ class _Call:
             col_max=self.empty(m) if columns else None,
             col_sum=self.empty(m) if columns else None,
             positive_logit=self.empty(n) if self._problem.positives is not None else None,
-            row_rank=torch.empty(n, dtype=torch.int64) if ranks else None,
+            row_rank=torch.empty(n, dtype=torch.int64, device="cpu") if ranks else None,
         )
 
     def native_stats(self, stats: PairStats | None) -> Any:
@@ -155,25 +155,36 @@ class _Call:
     def _native(self, name: str) -> Any:
         return getattr(self._c, name + self._suffix)
 
-    def _at(self, tensor: Tensor | None) -> int | None:
+    def _at(self, tensor: Tensor | None, name: str = "a tensor") -> int | None:
         if tensor is None:
             return None
         tensor = tensor.contiguous()
         self._held.append(tensor)
-        return tensor.data_ptr()
+        return address(tensor, name)
 
-    def _view(self, embeddings: Tensor) -> Any:
+    def _view(self, embeddings: Tensor, name: str) -> Any:
         self._held.append(embeddings)
-        return embedding_view(embeddings)
+        return embedding_view(embeddings, name)
 
 
-def embedding_view(embeddings: Tensor) -> Any:
+def embedding_view(embeddings: Tensor, name: str = "a tensor of rows") -> Any:
     """Of a tensor that the caller keeps alive, unit stride along its features."""
     rows, depth = embeddings.shape
     return extension().EmbeddingView(
-        data=embeddings.data_ptr(),
+        data=address(embeddings, name),
         rows=rows,
         depth=depth,
         row_stride=embeddings.stride(0),
         element_type=ELEMENT_TYPES[embeddings.dtype],
     )
+
+
+def address(tensor: Tensor, name: str) -> int:
+    """What stands for other tensors, such as a DTensor, has none: reading there would end the process."""
+    found = tensor.data_ptr()
+    if not found and tensor.numel():
+        raise TypeError(
+            f"{name} is a {type(tensor).__name__}, which has no memory of its own: expected a plain tensor, "
+            "such as its to_local() or full_tensor()"
+        )
+    return found
