@@ -1,7 +1,7 @@
 // contrastile._C: the C++ backends as seen from Python. Tensors cross as
 // addresses, so that no libtorch is linked and one build serves every torch;
-// python/contrastile/backends/cpu.py, the only caller, checks shapes and keeps
-// the tensors alive during a call.
+// python/contrastile/backends/cpu.py and cpu_rows.py, which call the sweeps and
+// row passes, check shapes and keep the tensors alive during a call.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,5 +1,5 @@
-// Launches of the CUDA kernels as Python calls them: contrastile._C.cuda. Tensors cross as addresses; the one caller,
-// python/contrastile/backends/cuda.py, checks them and keeps them alive until their stream is done with them.
+// Launches of the CUDA kernels as Python calls them: contrastile._C.cuda. Tensors cross as addresses. The one caller,
+// python/contrastile/backends/cuda_launches.py, keeps them alive until the launch; after it the stream's order does.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -15,7 +15,10 @@ import test_siglip as siglip
 import torch
 from contrastile.backends.cuda import CudaBackend
 from contrastile.backends.cuda_launches import CudaKernels, CudaSweep
+from contrastile.backends.tiled.gradients import NO_STRIP
 from contrastile.backends.tiled.rows import RowSums
+from contrastile.backends.tiled.sums import NO_SUMS
+from contrastile.kernels.arguments import Gradients, Weights, Window
 from contrastile.pairs import GivenWeights, GradNeeds, PairProblem, SoftmaxWeights
 from cuda_host import build as host
 from cuda_host import kernels
@@ -122,6 +125,57 @@ def test_sigmoid_and_softplus_keep_their_digits_however_small(backend):
         ("softplus", grads.row_mass, torch.logaddexp(wide, torch.zeros_like(wide))),
     ):
         assert (ours.double() - truth).abs().le(units * truth).all(), name
+
+
+# What a caller of the launches may get wrong
+
+
+@pytest.mark.parametrize(
+    ("window", "why"),
+    [
+        (Window(0, 0, 60, 256), r"of anchors \(300, 16\) and .* rows from 0 on, 60: expected a multiple of \d+"),
+        (Window(0, 0, 128, 100), r"columns from 0 on, 100: expected a multiple of \d+, or an end with the problem"),
+        (Window(256, 0, 45, 256), r"rows from 256 on, 45: expected one within the 300 that there are"),
+        (Window(-128, 0, 128, 256), r"rows from -128 on, 128: expected one within the 300"),
+    ],
+)
+@pytest.mark.parametrize("kernel", ["statistics", "coefficients", "gradient"])
+def test_windows_off_the_tiles_or_the_problem_are_refused(backend, kernel, window, why):
+    problem = two_towers(Shape(300, 300, 16), torch.bfloat16)
+    weights, gradient = Weights(problem.scale, problem.scale, None, None, None), torch.zeros(300, 16)
+    sweep = backend.kernels.sweep(problem, backend.kernels.strip_plan(problem, sums=False))
+    arguments = {
+        "statistics": (NO_SUMS, NO_SUMS, None, None),
+        "coefficients": (weights, NO_STRIP, NO_SUMS, NO_SUMS, EXPONENTIAL),
+        "gradient": (weights, Gradients(gradient, None, None), NO_SUMS, NO_SUMS, EXPONENTIAL),
+    }
+    with pytest.raises(ValueError, match=f"CUDA kernel {kernel} .*{why}"):
+        getattr(sweep, kernel)(window, *arguments[kernel])
+
+
+@pytest.mark.parametrize(
+    ("depth", "dtype", "gradient", "why"),
+    [
+        (12, torch.bfloat16, True, "expected rows that start on 16 bytes and are multiples of that"),
+        (16, torch.float32, True, "expected elements of 16 bits"),
+        (136, torch.bfloat16, True, "expected at most 128 features"),
+        (16, torch.bfloat16, False, "expected a gradient to add to"),
+    ],
+)
+def test_what_the_fused_kernel_does_not_take_is_refused(backend, depth, dtype, gradient, why):
+    problem = two_towers(Shape(65, 65, depth), dtype)
+    sweep = backend.kernels.sweep(problem, backend.kernels.strip_plan(problem, sums=False))
+    weights = Weights(problem.scale, problem.scale, None, None, None)
+    into = Gradients(torch.zeros(65, depth) if gradient else None, None, None)
+    with pytest.raises(ValueError, match=rf"CUDA kernel gradient of anchors \(65, {depth}\) .*: {why}"):
+        sweep.gradient(Window(0, 0, 65, 65), weights, into, NO_SUMS, NO_SUMS, EXPONENTIAL)
+
+
+def test_a_window_without_pairs_starts_nothing(backend):
+    problem = two_towers(Shape(65, 65, 16), torch.bfloat16)
+    sweep = backend.kernels.sweep(problem, backend.kernels.strip_plan(problem, sums=False))
+    for window in (Window(0, 0, 0, 65), Window(0, 65, 65, 0)):
+        sweep.statistics(window, NO_SUMS, NO_SUMS, None, None)
 
 
 # What a processor can tell of kernels beside their results

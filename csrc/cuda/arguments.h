@@ -36,7 +36,7 @@ struct Window {
 
 // Sums of exponentials, by row or by column: one line for each tile on the way.
 struct Sums {
-  float* max;     // (tiles, length): a shift, the largest logit or a number near it
+  float* max;     // (tiles, length): a shift, at most 55 above the sum's logarithm (14 in totals); -inf without one
   float* sum;     // (tiles, length): sum of exp(logit - shift)
   float* mass;    // (tiles, length): sum of phi
   float* weight;  // (tiles, length): sum of f; of sigmoids, by row alone
@@ -66,10 +66,11 @@ struct Strip {
   bool is_float32;
   std::int64_t stride;  // a multiple of 16 bytes
   const float* factor;  // (1,) that all are multiplied with, to fit float16
-  const bool* rows;     // (N,): tiles without any of these rows stay as they are; null: all are written
+  const bool* rows;     // (N,): tiles without any of these rows stay as they are and leave no sums; null: of no effect
 };
 
-// What the products are added to, contiguous float32. With both, the candidates' is added to atomically.
+// What the products are added to, contiguous float32; at least one is not null, and where X is Y they are two arrays.
+// With both, the candidates' is added to atomically.
 struct Gradients {
   float* anchors;       // (N, D)
   float* candidates;    // (M, D)

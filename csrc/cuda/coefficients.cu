@@ -8,6 +8,7 @@
 //   bound   matrix pipe for D > 128; multiply-adds for exact products of float32
 #include "coefficients.h"
 
+#include "checks.h"
 #include "instances.h"
 #include "kernels.h"
 #include "launch.h"
@@ -84,6 +85,8 @@ __global__ void __launch_bounds__(Tile::threads, 1)
 
 void launch_coefficients(const Pairs& pairs, const Window& window, const Weights& weights, const Strip& strip,
                          const Sums& row_sums, const Sums& col_sums, Stream stream) {
+  check_launch("coefficients", pairs, window, tiles_of_sums());
+  if (is_empty(window)) return;
   const CoefficientArguments arguments{pairs, window, weights, strip.factor, row_sums, col_sums};
   with_sums_tile(pairs, [&]<class Tile>(Tile) {
     with_family(weights, [&]<Family family>(FamilyOf<family>) {

@@ -1,9 +1,10 @@
 // Coefficients of a tile's pairs from their logits, and the sums met on the way.
 //
 // Both terms and all sums come from one exponential, exp(s - a) = exp(s - middle) * exp(middle - a), with the middle of
-// all of the tile's row and column shifts. That is exact while these lie within 80 of each other, no sum underflows and
-// no pair is capped; the sums themselves tell. Otherwise the tile takes one exponential for each term and sum. The cap
-// needs no comparison by pair either: where a row's exponentials add up to 1 at most, none is above 1.
+// all of the tile's row and column shifts. That is exact while these lie within 80 of each other, no stored sum
+// underflows, no mass overflows and no pair is capped; the sums themselves tell. Otherwise the tile takes one
+// exponential for each term and sum. Without sums, weights below exp(-47) may become 0. The cap needs no comparison by
+// pair either: where a row's exponentials add up to 1 at most, none is above 1.
 //
 // Sigmoids of rows and columns have nothing in common: each term takes an exponential, a reciprocal and a polynomial,
 // at any magnitude. They have kernels of their own, for in one with exponentials these would have to share registers.

@@ -10,6 +10,7 @@
 // ahead. Coefficients pass through shared memory, from where they are an operand of both gradients. The other side's
 // gradient ends in other blocks' hands: atomic additions, in an order that differs from run to run. Where results are
 // to repeat bit for bit, a second launch owns candidates instead, at the cost of one product more.
+#include "checks.h"
 #include "coefficients.h"
 #include "instances.h"
 #include "kernels.h"
@@ -176,11 +177,11 @@ template <class Product, int Depth>
 using FusedTile = Tile<Product, 64, 64, Depth <= 64 ? 2 : 4, 2, 2>;
 
 template <class Function>
-void with_fused_product(ElementType type, Function function) {
-  switch (type) {
+void with_fused_product(const Pairs& pairs, Function function) {
+  switch (pairs.type) {
     case ElementType::bfloat16: return function(Multiply16Bit<device::bf16>{});
     case ElementType::float16: return function(Multiply16Bit<device::f16>{});
-    case ElementType::float32: throw std::invalid_argument("the fused gradient kernel takes elements of 16 bits");
+    case ElementType::float32: refuse("gradient", pairs, "expected elements of 16 bits");
   }
 }
 
@@ -188,6 +189,9 @@ void with_fused_product(ElementType type, Function function) {
 
 void launch_gradient(const Pairs& pairs, const Window& window, const Weights& weights, const Gradients& gradients,
                      const Sums& row_sums, const Sums& col_sums, Stream stream) {
+  check_launch("gradient", pairs, window, tiles_of_gradient());
+  if (!gradients.anchors && !gradients.candidates) refuse("gradient", pairs, "expected a gradient to add to");
+  if (is_empty(window)) return;
   const bool owns_candidates = !gradients.anchors;
   const CoefficientArguments arguments{pairs, window, weights, gradients.factor, row_sums, col_sums};
   const auto start = [&]<class Walk, Family family>(Walk, FamilyOf<family>) {
@@ -203,17 +207,19 @@ void launch_gradient(const Pairs& pairs, const Window& window, const Weights& we
   };
   constexpr std::integral_constant<int, 64> few;
   constexpr std::integral_constant<int, most_fused_features> most;
-  with_fused_product(pairs.type, [&](auto product) {
+  with_fused_product(pairs, [&](auto product) {
     // Of sigmoids one form serves all depths: another for few features would spare products with zeros alone.
     if (pairs.depth <= most && weights.function == WeightFunction::sigmoid)
       return of_depth(product, most, FamilyOf<Family::sigmoids>{});
     if (pairs.depth <= few) return of_depth(product, few, FamilyOf<Family::exponentials>{});
     if (pairs.depth <= most) return of_depth(product, most, FamilyOf<Family::exponentials>{});
-    throw std::invalid_argument("the fused gradient kernel takes at most " + std::to_string(most_fused_features) +
-                                " features, given " + std::to_string(pairs.depth));
+    refuse("gradient", pairs, "expected at most " + std::to_string(most_fused_features) + " features");
   });
 }
 
-Tiles tiles_of_gradient() { return {64, 64}; }
+Tiles tiles_of_gradient() {
+  using Any = FusedTile<Multiply16Bit<device::bf16>, most_fused_features>;
+  return {Any::block_rows, Any::block_cols};
+}
 
 }  // namespace contrastile::cuda

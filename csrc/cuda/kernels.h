@@ -1,5 +1,7 @@
-// The kernels as a host program starts them. Each launch is put on a stream and not waited for; one that the driver
-// refuses throws a std::runtime_error that names the kernel and its shape.
+// The kernels as a host program starts them. Each launch is put on a stream and not waited for. Arguments that do not
+// fit throw a std::invalid_argument with the kernel and the embeddings' shapes; what the driver refuses, which may be
+// an earlier kernel's failure, a std::runtime_error with the kernel, its blocks, threads and shared memory. A window
+// without pairs starts nothing.
 #pragma once
 
 #include <cstdint>

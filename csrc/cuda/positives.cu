@@ -1,13 +1,14 @@
 // Logits of the positives, as the tiles of the sweeps compute them.
 //
-//   reads   anchors once, the candidate of each positive once
+//   reads   anchors twice, as a tile is twice as high as its diagonal; the candidate of each positive once
 //   writes  4 bytes a row
-//   work    a tile's product for its diagonal alone: a tile's columns / M of a sweep
+//   work    a tile's product for its diagonal alone: a tile's rows / M of a sweep
 //   takes   registers and shared memory of each chip: docs/cuda.md
 //   bound   DRAM bandwidth
 //
 // A dot product summed in another order would differ from a tile's logit in the last bit, and a duplicate of the
 // positive would then rank above or below it by chance. Hence the same products, of which only the diagonal is kept.
+#include "checks.h"
 #include "instances.h"
 #include "kernels.h"
 #include "launch.h"
@@ -47,6 +48,8 @@ __global__ void __launch_bounds__(Tile::threads, 1)
 }  // namespace
 
 void launch_positives(const Pairs& pairs, float* positive_logit, Stream stream) {
+  check_embeddings("positives", pairs);
+  if (pairs.rows == 0) return;
   with_sums_tile(pairs, [&]<class Tile>(Tile) {
     constexpr int rows = Tile::block_rows < Tile::block_cols ? Tile::block_rows : Tile::block_cols;
     launch<positives_kernel<Tile>>("positives", ceil_div(pairs.rows, rows), Tile::threads, shared_bytes<Tile>, stream,

@@ -67,6 +67,7 @@ void with_element(ElementType type, Function function) {
 }  // namespace
 
 void launch_finish_rows(const RowSums& sums, Stream stream) {
+  if (sums.rows == 0) return;
   with_element(sums.type, [&]<class Element>(Element) {
     const int blocks = ceil_div(sums.rows, rows_of_block), threads = rows_of_block * warp_size;
     if (sums.rounds)

@@ -10,6 +10,7 @@
 // a row's sum is then exact unless all of the row lies far below that largest logit. A tile where the smallest sum says
 // so (or is no number) does it again with a maximum for every row and every column. merge.cu joins the tiles' sums in a
 // fixed order, so results repeat bit for bit.
+#include "checks.h"
 #include "instances.h"
 #include "kernels.h"
 #include "launch.h"
@@ -90,6 +91,8 @@ __global__ void __launch_bounds__(Tile::threads, 1)
 
 void launch_statistics(const Pairs& pairs, const Window& window, const Sums& row_sums, const Sums& col_sums,
                        const float* positive_logit, std::int64_t* row_rank, Stream stream) {
+  check_launch("statistics", pairs, window, tiles_of_sums());
+  if (is_empty(window)) return;
   with_sums_tile(pairs, [&]<class Tile>(Tile) {
     launch<statistics_kernel<Tile>>("statistics", tiles_of<Tile>(window), Tile::threads, shared_bytes<Tile>, stream,
                                     StatisticsArguments{pairs, window, row_sums, col_sums, positive_logit, row_rank});

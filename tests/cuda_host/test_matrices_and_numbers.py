@@ -201,6 +201,6 @@ def test_pipelined_products_give_row_sums(kernels, schedule):
 @pytest.mark.skipif(bool(SANITIZER), reason="a bound for the plain build")
 def test_three_products_of_256_rows_take_less_than_five_seconds(plain):
     matrix = np.zeros((256, 64), np.uint16)
-    start = time.perf_counter()
+    start = time.process_time()
     plain("exp2_row_sums", np.zeros(256, np.float32), matrix, matrix, numbers=(256, 256))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

@@ -80,7 +80,7 @@ def share(
         common = {
             "function": function,
             "reduction": reduction,
-            "log_multiplier": log_multiplier,
+            "log_multiplier": float(log_multiplier),
             **options,
             "exchange": exchange,
             "features": x.shape[1],

@@ -92,7 +92,7 @@ class DirectionalInfoNCELoss(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        self.directions = tuple(directions)
+        self.directions = directions if isinstance(directions, str) else tuple(directions)
         self.partition = partition
         self.label_smoothing = label_smoothing
         self.prior = prior
