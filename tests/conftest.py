@@ -13,6 +13,8 @@ from support import BACKENDS_HERE, INTERPRETING, takes_float64
 settings.register_profile("contrastile", derandomize=True, deadline=None, print_blob=True)
 settings.load_profile("contrastile")
 
+LONGEST = "test_triton_interpreter.py"
+
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it PyTorch takes no product for deterministic
 
 
@@ -22,7 +24,11 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config, items):
-    """Triton's kernels take no float64: such cases are not run against them."""
+    """The file that takes longest first: it stays in one process, and would run alone at the end.
+
+    Triton's kernels take no float64: such cases are not run against them.
+    """
+    items.sort(key=lambda item: item.path.name != LONGEST)
     if not INTERPRETING:
         return
 
