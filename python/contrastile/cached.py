@@ -11,9 +11,8 @@ Setup", RepL4NLP 2021.
 
 from __future__ import annotations
 
-import copy
 import functools
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from contrastile.chunks import chunks_of, tensors_in, with_tensors
 
 Encoder = Callable[[Any], Any]
 
@@ -56,10 +57,10 @@ def cached_backward(
     cache = GradientCache()
     embeddings = [cache.encode(*tower, size) for tower, size in zip(towers, sizes, strict=True)]
     result = loss_fn(*embeddings)
-    losses = _tensors_in(result)
+    losses = tensors_in(result)
     _check_losses(losses, expected="loss_fn to return one loss, or several")
     cache.backward(*(losses if scaler is None else scaler.scale(losses)))
-    return _with_tensors(result, (loss.detach() for loss in losses))
+    return with_tensors(result, (loss.detach() for loss in losses))
 
 
 class GradientCache:
@@ -115,7 +116,7 @@ class GradientCache:
                 embeddings have not the chunk's rows, are empty, or differ in shape or dtype between chunks.
         """
         name = f"tower {len(self._towers)}"
-        chunks = _chunks_of(inputs, chunk_size, name)
+        chunks = chunks_of(inputs, chunk_size, name)
         module = _module_of(encoder)
         buffers = _buffers_of(module)
         moments, parts, like = [], [], None
@@ -123,7 +124,7 @@ class GradientCache:
             for number, chunk in enumerate(chunks):
                 moments.append(_Moment.now(chunk.value, module))
                 like = encoder(chunk.value)
-                parts.append(_tensors_in(like))
+                parts.append(tensors_in(like))
                 _check_embeddings(parts[0], parts[-1], chunk.rows, f"chunk {number} of {name}")
             # Weights cast here carry no graph. Releases of PyTorch that keep them in autocast's cache would hand them
             # to the second forward, whose parameters would then get no gradient.
@@ -133,7 +134,7 @@ class GradientCache:
         rows = [len(pieces[0]) for pieces in parts]
         self._buffers = buffers | self._buffers  # where encodes share a buffer, as the first of them met it
         self._towers.append(_Tower(name, encoder, module, [chunk.value for chunk in chunks], moments, rows, leaves))
-        return _with_tensors(like, iter(leaves))
+        return with_tensors(like, iter(leaves))
 
     def backward(self, *losses: Tensor) -> None:
         """Backward of the sum of losses into the embeddings, then through the encoders; forgets both.
@@ -203,7 +204,7 @@ class _Tower:
 
     def _replay_chunk(self, number: int, first: list[Tensor], upstream: list[Tensor | None]) -> list[Tensor]:
         with self.moments[number].again(), torch.enable_grad():
-            second = _tensors_in(self.encoder(self.chunks[number]))
+            second = tensors_in(self.encoder(self.chunks[number]))
         reached = [(embedding, grad) for embedding, grad in zip(second, upstream, strict=True) if grad is not None]
         if not all(embedding.requires_grad for embedding, _ in reached):
             raise RuntimeError(
@@ -229,7 +230,7 @@ class _Moment(NamedTuple):
 
     @classmethod
     def now(cls, chunk: Any, module: nn.Module | None) -> _Moment:
-        tensors = [*_tensors_in(chunk), *([] if module is None else module.parameters())]
+        tensors = [*tensors_in(chunk), *([] if module is None else module.parameters())]
         devices = sorted({t.device for t in tensors} - {torch.device("cpu"), torch.device("meta")}, key=str)
         kinds = ["cpu", *sorted({device.type for device in devices})]
         autocast = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
@@ -322,49 +323,6 @@ def _module_of(encoder: Encoder) -> nn.Module | None:
     return owner if isinstance(owner, nn.Module) else None
 
 
-class _Chunk(NamedTuple):
-    value: Any
-    rows: int | None  # None where the caller cut: a chunk may then be packed, or hold no tensor
-
-
-def _chunks_of(inputs: Any, chunk_size: int | None, name: str) -> list[_Chunk]:
-    """What the encoder is called with, one after the other."""
-    tensors = _tensors_in(inputs)
-    if any(t.requires_grad and not t.is_leaf for t in tensors):
-        raise ValueError(
-            f"inputs of {name} hold a tensor computed with a graph, which every chunk would walk again: "
-            "expected leaves; let the encoder compute it, or detach it"
-        )
-    if chunk_size is None:
-        if not isinstance(inputs, (list, tuple)) or not inputs:
-            raise TypeError(
-                f"inputs of {name} are {type(inputs).__name__} and chunk_size is None: expected a chunk_size, "
-                "or a list of at least one chunk"
-            )
-        return [_Chunk(chunk, None) for chunk in inputs]
-    if not isinstance(chunk_size, int) or isinstance(chunk_size, bool):
-        raise TypeError(f"chunk_size of {name} is {type(chunk_size).__name__}: expected an integer of 1 or more")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size of {name} is {chunk_size}: expected 1 or more")
-    counts = {len(t) for t in tensors if t.dim()}
-    if not counts:
-        raise ValueError(f"inputs of {name} ({type(inputs).__name__}) hold no tensor with rows: nothing to split")
-    if len(counts) > 1 or counts == {0}:
-        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
-        raise ValueError(
-            f"inputs of {name} have shapes {shapes}: expected tensors of one and the same number of rows, at least 1; "
-            "else cut them yourself, give the list of chunks and chunk_size=None"
-        )
-    (rows,) = counts
-    with torch.enable_grad():  # inputs may be leaves that get gradients
-        return [_rows_of(inputs, tensors, start, min(start + chunk_size, rows)) for start in range(0, rows, chunk_size)]
-
-
-def _rows_of(inputs: Any, tensors: list[Tensor], start: int, end: int) -> _Chunk:
-    cut = (t[start:end] if t.dim() else t for t in tensors)
-    return _Chunk(_with_tensors(inputs, cut), end - start)
-
-
 def _check_embeddings(expected: list[Tensor], found: list[Tensor], rows: int | None, where: str) -> None:
     if not found or not all(t.is_floating_point() for t in found):
         kinds = ", ".join(str(t.dtype) for t in found) or "no tensor"
@@ -391,29 +349,3 @@ def _check_losses(losses: Sequence[Any], expected: str) -> None:
                 f"loss has shape {tuple(loss.shape)} and requires_grad={loss.requires_grad}: expected {expected}, "
                 "of one element and a function of the embeddings"
             )
-
-
-def _tensors_in(tree: Any) -> list[Tensor]:
-    """Tensors of nested dictionaries, lists and tuples, depth first."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    if isinstance(tree, Mapping):
-        return [tensor for child in tree.values() for tensor in _tensors_in(child)]
-    if isinstance(tree, (list, tuple)):
-        return [tensor for child in tree for tensor in _tensors_in(child)]
-    return []
-
-
-def _with_tensors(tree: Any, tensors: Iterator[Tensor]) -> Any:
-    """tree with its tensors replaced, in the order of `_tensors_in`; everything else is the same object."""
-    if isinstance(tree, Tensor):
-        return next(tensors)
-    if isinstance(tree, Mapping):
-        changed: MutableMapping[Any, Any] = copy.copy(tree) if isinstance(tree, MutableMapping) else dict(tree)
-        for key, child in tree.items():
-            changed[key] = _with_tensors(child, tensors)
-        return changed
-    if isinstance(tree, (list, tuple)):
-        children = [_with_tensors(child, tensors) for child in tree]
-        return type(tree)(*children) if hasattr(tree, "_fields") else type(tree)(children)
-    return tree
