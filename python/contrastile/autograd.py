@@ -34,9 +34,11 @@ Saved = tuple[Any, ...]  # Tensor | None each
 Backward = Callable[..., tuple[Tensor | None, ...]]
 
 
-def has_tangent(*tensors: Tensor | None) -> bool:
-    """Forward mode asks for a derivative: a Function then raises, where a forward alone would drop it."""
-    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+def needs_no_derivative(wants: tuple[bool, ...], *tensors: Tensor | None) -> bool:
+    """No gradient is wanted, and no tensor has a tangent: forward mode has to reach a Function, which then raises,
+    where a forward alone would drop it.
+    """
+    return not any(wants) and all(t is None or forward_ad.unpack_dual(t).tangent is None for t in tensors)
 
 
 def differentiable_once(backward: Backward) -> Backward:

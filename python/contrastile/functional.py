@@ -260,7 +260,7 @@ def log_normalizers(
             *inputs, columns, log_multiplier, name, __version__
         )
         return row_lse, col_lse if columns else None
-    if not any(wants_of(inputs)) and not autograd.has_tangent(*inputs[:3]):
+    if autograd.needs_no_derivative(wants_of(inputs), *inputs[:3]):
         return formulas.log_normalizers_forward(inputs, columns, log_multiplier, name)[:2]
     apply: Any = autograd.LogNormalizersFunction.apply
     row_lse, col_lse = apply(*inputs, columns, log_multiplier, name)
@@ -355,7 +355,7 @@ def gamma_contrastive(
             *inputs, *terms, reduction, *wants, name, __version__
         )
         return GammaOutput(loss, row_lse, col_lse if log_v is not None else None)
-    if not any(wants) and not autograd.has_tangent(*inputs[:3]):
+    if autograd.needs_no_derivative(wants, *inputs[:3]):
         return GammaOutput(*formulas.gamma_forward(inputs, terms, reduction, NOTHING, name)[:3])
     apply: Any = autograd.GammaContrastiveFunction.apply
     return GammaOutput(*apply(*inputs, *terms, reduction, name))
@@ -367,7 +367,7 @@ def _info_nce(inputs: PairInputs, symmetric: bool, reduction: str, backend: str 
     if torch.compiler.is_compiling():
         loss: Tensor = torch.ops.contrastile.info_nce(*inputs, symmetric, reduction, *wants, name, __version__)[0]
         return loss
-    if not any(wants) and not autograd.has_tangent(*inputs[:3]):
+    if autograd.needs_no_derivative(wants, *inputs[:3]):
         return formulas.info_nce_forward(inputs, symmetric, reduction, NOTHING, name)[0]
     apply: Any = autograd.InfoNCEFunction.apply
     loss = apply(*inputs, symmetric, reduction, name)

@@ -77,7 +77,7 @@ def siglip(
             *inputs, moved_by, reduction, *wants, wants_bias, name, __version__
         )[0]
         return loss
-    if not any(wants) and not wants_bias and not autograd.has_tangent(*inputs[:3], moved_by):
+    if autograd.needs_no_derivative((*wants, wants_bias), *inputs[:3], moved_by):
         return formulas_siglip.siglip_forward(inputs, moved_by, reduction, NOTHING, False, name)[0]
     apply: Any = autograd.SigLipFunction.apply
     loss = apply(*inputs, moved_by, reduction, name)

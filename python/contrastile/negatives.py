@@ -121,7 +121,7 @@ def sweep_negatives(
         row, col, positive, *_ = torch.ops.contrastile.log_negatives(*inputs, columns, name, __version__)
         positive = None if inputs.positives is None else positive
         return Swept(inputs, terms, row, col if columns else None, positive, None, in_order)
-    if not any(wants_of(inputs)) and not autograd.has_tangent(*inputs[:3]):
+    if autograd.needs_no_derivative(wants_of(inputs), *inputs[:3]):
         plain, _ = formulas_negatives.log_negatives_forward(inputs, columns, name)
         return Swept(inputs, terms, plain.row, plain.col, plain.positive, None, in_order)
     apply: Any = autograd.LogNegativesFunction.apply
