@@ -139,6 +139,8 @@ _TILES = {
     ("tiles", "sm_80+", 32): TilePlan(64, 64, 32, 8, 4, 3, False),
     ("statistics", "sm_80", 32): TilePlan(64, 64, 32, 8, 4, 4, False),
     ("gradient crowded", "sm_80", 32): TilePlan(64, 64, 16, 8, 4, 3, False),
+    ("gradient", "sm_120", 32): TilePlan(32, 128, 32, 8, 4, 3, False),
+    ("gradient crowded", "sm_120", 32): TilePlan(64, 64, 16, 8, 4, 3, False),
     ("statistics pointers", "sm_80+", 16): TilePlan(128, 64, 32, 8, 8, 3, False),
     ("gradient crowded", "sm_80+", 16): TilePlan(128, 64, 64, 8, 8, 3, False, row_lanes=8),
     ("gradient pointers", "sm_80+", 16): TilePlan(128, 64, 64, 8, 8, 3, False),
