@@ -38,10 +38,10 @@ if FULL:
     RUNS = [(build, schedule, 400) for build in BUILDS for schedule in SCHEDULES]
 else:
     RUNS = [
-        ("sanitized", "natural", 40),
-        ("sanitized", "random", 15),
-        ("checked", "natural", 40),
-        ("checked", "random", 25),
+        ("sanitized", "natural", 20),
+        ("sanitized", "random", 8),
+        ("checked", "natural", 20),
+        ("checked", "random", 12),
     ]
 
 # What orders accesses of different threads, as file:line.
@@ -66,7 +66,7 @@ def driver():
             except RuntimeError as missing:
                 pytest.skip(str(missing))
         sources = [host.HERE / "sweep_driver.cpp", *sorted(KERNELS.glob("*.cu"))]
-        return host.build(sources, includes=(host.ROOT / "csrc",), program=True, **options)
+        return host.build(sources, program=True, **options)
 
     return built
 

@@ -7,6 +7,7 @@ shared memory fails a test, whatever the numbers are.
 from __future__ import annotations
 
 import math
+import os
 from functools import partial
 
 import dense_sweeps
@@ -44,7 +45,8 @@ pytestmark = [
     pytest.mark.skipif(host.compiler() is None, reason="there is no C++ compiler"),
 ]
 
-CASES = [(name, torch.float32) for name in PROBLEMS]
+FULL = os.environ.get("CUDA_HOST_FULL") == "1"
+CASES = [(name, torch.float32) for name in PROBLEMS if FULL or name != "several-tiles"]
 CASES += [(name, dtype) for name in NARROW for dtype in (torch.float16, torch.bfloat16)]
 
 

@@ -73,10 +73,9 @@ def test_hash_of_32_bit_words_stays_within_them_and_matches_its_definition():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [1.0, 2.0])
-def test_inductor_gives_the_same_draws_at_every_count(shape):
+def test_inductor_gives_the_same_draws_at_every_count():
     """A product of indices beyond int64, undefined in the generated C++, would end its loops early."""
-    plain, traced = (GammaDraws(shape, generator=torch.Generator().manual_seed(1)) for _ in range(2))
+    plain, traced = (GammaDraws(2.0, generator=torch.Generator().manual_seed(1)) for _ in range(2))
     compiled = torch.compile(lambda like: traced(len(like)), fullgraph=True, dynamic=True)
     for count in (8, 5, 12, 3):
         torch.testing.assert_close(compiled(torch.empty(count)), plain(count), rtol=1e-5, atol=1e-6)

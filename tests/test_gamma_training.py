@@ -129,7 +129,7 @@ def test_a_batch_without_negatives_leaves_drift_and_the_count_of_weights(mode, r
 
 
 MIXED = {"learnable_scale": True}
-LAGGED = {"mode": "lagged", "shape": 2.0, "symmetric": False, "learnable_scale": True}
+LAGGED = {"mode": "lagged", "symmetric": False, "learnable_scale": True}
 
 
 @pytest.mark.parametrize(

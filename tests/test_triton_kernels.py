@@ -85,11 +85,11 @@ def every_mask(shape: Shape) -> dict:
 MASKS = [no_mask, diagonal, permuted, groups, own, every_mask]
 
 
-def cover() -> list:
-    """Every mask with every shape, in turn of the dtypes; the other two dtypes of each pair are slow."""
+def cover(half: int) -> list:
+    """Every mask with every other shape, in turn of the dtypes; all other combinations are slow."""
     cases = []
     for (i, shape), (j, mask), (k, dtype) in itertools.product(*map(enumerate, (SHAPES, MASKS, DTYPES))):
-        marks = () if (i + j) % 3 == k else pytest.mark.slow
+        marks = () if (i + j) % 2 == half and (i + j // 2) % 3 == k else pytest.mark.slow
         cases.append(pytest.param(shape, mask, dtype, marks=marks, id=f"{shape}-{mask.__name__}-{str(dtype)[6:]}"))
     return cases
 
@@ -205,7 +205,7 @@ def assert_gradients(problem: PairProblem, weights, workspace: int = 2**26) -> N
     assert_sweep(problem, stats_results(grads.stats), lambda dense: dense.stats(columns))
 
 
-@pytest.mark.parametrize(("shape", "mask", "dtype"), cover())
+@pytest.mark.parametrize(("shape", "mask", "dtype"), cover(half=0))
 def test_statistics_are_exact_and_touch_nothing_else(shape, mask, dtype):
     problem = two_towers(shape, dtype, **mask(shape))
     stats = run_guarded(triton.pair_stats, problem, columns=True, ranks=problem.positives is not None)
@@ -217,7 +217,7 @@ def test_statistics_are_exact_and_touch_nothing_else(shape, mask, dtype):
         assert ((least <= stats.row_rank) & (stats.row_rank <= most)).all()
 
 
-@pytest.mark.parametrize(("shape", "mask", "dtype"), cover())
+@pytest.mark.parametrize(("shape", "mask", "dtype"), cover(half=1))
 def test_gradients_are_exact_and_touch_nothing_else(shape, mask, dtype, use_form):
     """Forms, directions and the cap in turn; the slow cases take them in another order."""
     problem = two_towers(shape, dtype, **mask(shape))
@@ -264,12 +264,12 @@ def test_softmax_gradients_are_exact(form, columns, dtype, use_form):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", [pytest.param("several-tiles", marks=pytest.mark.slow), "self-triangular-700"])
+@pytest.mark.parametrize("name", [pytest.param("several-tiles", marks=pytest.mark.slow), "self-triangular-258"])
 def test_windows_of_a_small_workspace_are_put_in_their_places(name, dtype):
     problem = PROBLEMS[name](dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiled_sweeps, "MOST_PAIRS", 2**16)
-        patch.setattr(tiled_gradients, "MOST_PAIRS", 2**16)
+        patch.setattr(tiled_sweeps, "MOST_PAIRS", 1)
+        patch.setattr(tiled_gradients, "MOST_PAIRS", 1)
         stats = run_guarded(triton.pair_stats, problem, columns=True)
         assert_sweep(problem, stats_results(stats), lambda dense: dense.stats(True))
         assert_gradients(problem, given_weights(problem, **BOTH, function=CAPPED))

@@ -13,7 +13,7 @@ import pybind11
 from cuda_host.build import HERE, ORDERS, ROOT, TARGETS, build
 
 NAME = "contrastile_cuda_host"
-INCLUDES = (ROOT / "csrc", Path(pybind11.get_include()), Path(sysconfig.get_path("include")))
+INCLUDES = (Path(pybind11.get_include()), Path(sysconfig.get_path("include")))
 
 
 @cache
