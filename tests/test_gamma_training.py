@@ -8,9 +8,8 @@ import pytest
 import torch
 from contrastile import info_nce
 from contrastile.losses import GammaContrastiveLoss
-from support import Shape, towers
+from support import Shape, default_dtype, towers
 from test_gamma_loss import DIM, MODES, ROWS, SAMPLES, SCALE, batch, loss_of, same_state
-from test_normalizer import default_dtype
 from torch import Tensor, nn
 from torch.nn import functional as F
 

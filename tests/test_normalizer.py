@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from contrastile.normalizer import (
@@ -16,22 +13,13 @@ from contrastile.normalizer import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from support import default_dtype
 
 UNIT = PairBatch(torch.ones(1, 1), torch.ones(1, 1), 1.0, None, True, 1, None)  # log Z is the level itself
 
 
 def at_scale(scale, virtual_batch=64):
     return UNIT._replace(scale=scale, virtual_batch=virtual_batch)
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def batch(rows: int, seed: int = 0, spread: float = 3.0):

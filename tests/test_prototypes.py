@@ -10,8 +10,7 @@ from contrastile import reference
 from contrastile.losses import GammaContrastiveLoss
 from contrastile.normalizer import BatchLogNormalizer, PairBatch
 from contrastile.prototypes import PrototypeLogNormalizer
-from support import Shape, towers
-from test_normalizer import default_dtype
+from support import Shape, default_dtype, towers
 from torch.nn import functional as F
 
 SAMPLES, ROWS, DIM, SCALE = 50, 9, 5, 8.0

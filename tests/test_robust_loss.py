@@ -9,8 +9,7 @@ import torch
 from contrastile import backends
 from contrastile.losses import RobustContrastiveLoss
 from contrastile.temperatures import SampleTemperatures
-from support import BACKENDS_HERE, Shape, libauc_losses, towers
-from test_normalizer import default_dtype
+from support import BACKENDS_HERE, Shape, default_dtype, libauc_losses, towers
 from torch import Tensor
 
 SAMPLES, ROWS, DIM, SCALE = 13, 6, 5, 12.0

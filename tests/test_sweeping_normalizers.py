@@ -10,8 +10,7 @@ from contrastile import backends, info_nce, reference
 from contrastile.losses import GammaContrastiveLoss
 from contrastile.normalizer import PairBatch
 from contrastile.sweeping_normalizers import ExactLogNormalizer, QueueLogNormalizer
-from support import Shape, towers
-from test_normalizer import default_dtype
+from support import Shape, default_dtype, towers
 from torch.nn import functional as F
 
 SAMPLES, ROWS, DIM, SCALE = 7, 3, 4, 8.0

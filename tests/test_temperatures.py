@@ -6,7 +6,7 @@ import pytest
 import torch
 from contrastile.normalizer import count_of_equals, mean_of_equals
 from contrastile.temperatures import SampleTemperatures
-from test_normalizer import default_dtype
+from support import default_dtype
 
 
 def slopes(rows: int, seed: int = 0):
