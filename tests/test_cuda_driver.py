@@ -23,7 +23,6 @@ pytestmark = [
     pytest.mark.skipif(host.compiler() is None, reason="there is no C++ compiler"),
 ]
 
-FULL = os.environ.get("CUDA_HOST_FULL") == "1"
 KERNELS = host.ROOT / "csrc" / "cuda"
 BUILDS = {
     "plain": {},
@@ -34,14 +33,14 @@ BUILDS = {
 OPTIONS = {"ASAN_OPTIONS": "detect_stack_use_after_return=0", "UBSAN_OPTIONS": "print_stacktrace=1"}
 SCHEDULES = ("natural", "reversed", "random")
 
-if FULL:
+if host.FULL:
     RUNS = [(build, schedule, 400) for build in BUILDS for schedule in SCHEDULES]
 else:
     RUNS = [
-        ("sanitized", "natural", 20),
-        ("sanitized", "random", 8),
-        ("checked", "natural", 20),
-        ("checked", "random", 12),
+        ("sanitized", "natural", 40),
+        ("sanitized", "random", 15),
+        ("checked", "natural", 40),
+        ("checked", "random", 25),
     ]
 
 # What orders accesses of different threads, as file:line.
@@ -78,7 +77,7 @@ def run(program: Path, *arguments: object, **environment: str) -> subprocess.Com
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=7200 if FULL else 1200,
+        timeout=7200 if host.FULL else 1200,
     )
 
 
@@ -93,11 +92,11 @@ def test_kernels_are_right_and_clean(driver, build, schedule, cases):
 
 
 def test_no_thread_uses_a_frame_that_is_gone(driver):
-    cases = 40 if FULL else 3
+    cases = 40 if host.FULL else 3
     assert_clean(run(driver("sanitized"), cases, ASAN_OPTIONS="detect_stack_use_after_return=1"), cases)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES if FULL else ["natural"])
+@pytest.mark.parametrize("schedule", SCHEDULES if host.FULL else ["natural"])
 @pytest.mark.parametrize("place", ORDERS)
 def test_every_barrier_and_wait_is_needed_and_missed(driver, place, schedule):
     """Left out, it is a race that the checked build reports; the plain build may well get the numbers right."""

@@ -7,7 +7,6 @@ shared memory fails a test, whatever the numbers are.
 from __future__ import annotations
 
 import math
-import os
 from functools import partial
 
 import dense_sweeps
@@ -45,13 +44,12 @@ pytestmark = [
     pytest.mark.skipif(host.compiler() is None, reason="there is no C++ compiler"),
 ]
 
-FULL = os.environ.get("CUDA_HOST_FULL") == "1"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Some problems in every dtype, the others in turn of them.
 CASES = [
     (name, dtype)
     for turn, name in enumerate(PROBLEMS)
-    for dtype in (DTYPES if FULL or name in NARROW else [DTYPES[turn % 3]])
+    for dtype in (DTYPES if host.FULL or name in NARROW else [DTYPES[turn % 3]])
 ]
 TAKE_LONGEST = ("several-tiles", "1030x1030x17", "given-plain", "softmax-plain")  # and others show the same
 
@@ -66,7 +64,7 @@ def backend(native, monkeypatch, request):
     parameters = getattr(request.node, "callspec", None)
     if parameters is not None and torch.float64 in parameters.params.values():
         pytest.skip("takes no float64")
-    if not FULL and any(name in request.node.name for name in TAKE_LONGEST):
+    if not host.FULL and any(name in request.node.name for name in TAKE_LONGEST):
         pytest.skip("make cuda-host-full runs this")
     monkeypatch.setattr(dense_sweeps, "BACKENDS_HERE", ["cuda"])
     kernels.configure(native)

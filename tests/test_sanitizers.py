@@ -72,7 +72,7 @@ def run(command: list, timeout: float, **environment: str) -> str:
 
 @pytest.mark.parametrize(
     ("sanitizer", "isa", "cases"),
-    [("address", WIDEST, 80), ("address", "generic", 40), ("thread", WIDEST, 20)],
+    [("address", WIDEST, 200), ("address", "generic", 100), ("thread", WIDEST, 50)],
 )
 def test_sweeps_are_right_and_clean_under_the_sanitizer(build, sanitizer, isa, cases):
     printed = run([build(sanitizer), cases], timeout=600, CONTRASTILE_ISA=isa)

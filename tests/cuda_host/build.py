@@ -22,6 +22,7 @@ ROOT = HERE.parents[1]
 INCLUDES = (HERE, ROOT / "csrc", ROOT / "csrc" / "cuda")
 BUILDS = ROOT / "build" / "cuda_host"
 SANITIZERS = "address,undefined"
+FULL = os.environ.get("CUDA_HOST_FULL") == "1"  # what `make cuda-host-full` sets: more cases, all schedules
 
 TARGETS = ("sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 ORDERS = ("natural", "reversed", "random")

@@ -11,7 +11,6 @@ from cuda_host import build as host
 
 SOURCE = host.HERE / "self_test.cu"
 SANITIZER = os.environ.get("CUDA_HOST_SANITIZER", "")
-ONE_BUILD = "sanitizers take one build, the plain one"
 
 SCHEDULES = [
     {},

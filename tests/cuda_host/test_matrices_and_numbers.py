@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 from cuda_host import build as host
-from cuda_host.self_test import ONE_BUILD, SANITIZER, SCHEDULES, Kernels, load
+from cuda_host.self_test import SANITIZER, SCHEDULES, Kernels, load
 
 random = np.random.default_rng(0)
 
@@ -23,8 +23,6 @@ def plain() -> Kernels:
 
 @pytest.fixture(params=[True, False], ids=["checked", "plain"])
 def kernels(request) -> Kernels:
-    if request.param and SANITIZER:
-        pytest.skip(ONE_BUILD)
     return load(request.param)
 
 
