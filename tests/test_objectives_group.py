@@ -17,6 +17,15 @@ CASES = {  # function, options by name; "own", "shared", "groups" and "prior" by
     "own": ("info_nce", {"hard_negatives": "own", "prior": 0.05, "label_smoothing": 0.2}),
     "shared": ("info_nce", {"hard_negatives": "shared", "prior": "by row", "label_smoothing": 0.2}),
     "groups": ("info_nce", {"hard_negatives": "shared", "prior": 0.05, "groups": "ids"}),
+    "smoothed": ("info_nce", {"hard_negatives": "shared", "label_smoothing": 0.2, "groups": "ids"}),
+    "smoothed rows": (
+        "info_nce",
+        {"symmetric": False, "label_smoothing": 0.3, "scale": "row_scale", "groups": "ids", "reduction": "none"},
+    ),
+    "smoothed apart": (
+        "directional_info_nce",
+        {"directions": EVERY_DIRECTION, "partition": "per_direction", "label_smoothing": 0.2, "groups": "ids"},
+    ),
     "rows": ("info_nce", {"symmetric": False, "label_smoothing": 0.2, "scale": "row_scale", "prior": 0.1}),
     "none": ("info_nce", {"hard_negatives": "own", "label_smoothing": 0.2, "reduction": "none"}),
     "locked": ("info_nce", {"hard_negatives": "own", "label_smoothing": 0.2, "locked": True}),
@@ -73,9 +82,7 @@ def refusals(rank: int) -> list[str]:
     """What each process is told."""
     group = distributed.group.WORLD
     x, y = unit_rows(4, DIM), unit_rows(4, DIM)
-    ids = torch.arange(4) // 2
     calls = [
-        lambda: ct.info_nce(x, y, 9.0, groups=(ids, ids), label_smoothing=0.1, group=group),
         lambda: ct.info_nce(x, y, 9.0, label_smoothing=0.1 * rank, prior=0.1, group=group),
         lambda: ct.info_nce(x, y, 9.0, hard_negatives=unit_rows(4, DIM)[: 4 - rank, None], group=group),
         lambda: ct.info_nce(x, y, 9.0, hard_negatives=x[None].expand(4, 4, DIM) if rank else x, group=group),
@@ -134,7 +141,6 @@ def test_values_and_gradients_are_those_of_one_process(results, name, exchange):
 
 
 EXPECTED = [
-    r"ValueError: label_smoothing with groups over a process group",
     r"ValueError: label_smoothing differs between the processes of the group: 0.0 on rank 0, 0.1 on rank 1",
     r"(ValueError: hard_negatives has shape \(3, 1, 7\)|RuntimeError: .*rank 1 raised ValueError: hard_negatives has)",
     r"ValueError: hard_negatives differs between the processes of the group: shared on rank 0, by row on rank 1",

@@ -20,9 +20,11 @@ from contrastile.distributed import Group, added_up
 from contrastile.distributed import losses as shared_losses
 from contrastile.distributed.losses import Shared
 from contrastile.distributed.member import Member
+from contrastile.distributed.sums_by_id import sum_of_all_others
 from contrastile.formulas import wants_of
 from contrastile.softmax_terms import Prior, SoftmaxTerms
 from contrastile.statistics import SOFTPLUS_THRESHOLD, finite
+from contrastile.sums_by_id import number_of_others, sum_of_others
 from contrastile.validation import PairInputs, accumulation_dtype
 from contrastile.version import __version__
 
@@ -286,35 +288,21 @@ def _kind(
     dtype = accumulation_dtype(rows.dtype)
     count: float | Tensor = sum(sizes) - len(own)
     if ids is not None:
-        # Ids travel; embeddings do not, and label_smoothing is refused then.
         cols = ids.col if found.group is None else Member(found.group).gathered(ids.col, sizes, "ids")
         apart = ids.own != ids.row
-        count = (_others(ids.row, cols)[0] - apart.to(torch.int64)).to(dtype)
+        count = (number_of_others(ids.row, cols) - apart.to(torch.int64)).to(dtype)
     if not found.terms.label_smoothing:
         return Negatives(log_sum, count, None)
     if ids is None:
         vectors = added_up(columns.sum(0, dtype=dtype), found.group) - sum(t.to(dtype) for t in own)
     else:
-        vectors = _sum_of_others(ids, columns.to(dtype)) - apart[:, None] * own[0].to(dtype)
+        vectors = _sum_of_others(found, ids, columns.to(dtype), sizes) - apart[:, None] * own[0].to(dtype)
     return Negatives(log_sum, count, scale.to(dtype) * (rows.to(dtype) * vectors).sum(1))
 
 
-def _others(row_ids: Tensor, col_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """How many columns have another id than the row; among sorted ones the first and the end of its own; the order."""
-    ordered, order = col_ids.sort(stable=True)
-    first = torch.searchsorted(ordered, row_ids)
-    end = torch.searchsorted(ordered, row_ids, right=True)
-    return len(col_ids) - (end - first), first, end, order
-
-
-def _sum_of_others(ids: Ids, columns: Tensor) -> Tensor:
-    """Sum of the columns (M, D) of another id than the row's, (N, D).
-
-    From both ends of the sorted columns: nothing is subtracted, so that a row without others has exactly 0.
-    """
-    _, first, end, order = _others(ids.row, ids.col)
-    ordered = columns[order]
-    nothing = ordered.new_zeros(1, ordered.shape[1])
-    before = torch.cat([nothing, ordered.cumsum(0)])
-    behind = torch.cat([ordered.flip(0).cumsum(0).flip(0), nothing])
-    return before[first] + behind[end]
+def _sum_of_others(found: Swept, ids: Ids, columns: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Of another id than the row's, (N, D)."""
+    if found.shared is None:
+        return sum_of_others(ids.row, ids.col, columns)
+    of_rows, of_cols = (found.shared.plan_of_sums(each, columns) for each in (found.rows, sizes))
+    return sum_of_all_others(ids.row, ids.col, columns, of_rows, of_cols)

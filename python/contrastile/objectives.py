@@ -66,7 +66,7 @@ def info_nce(
     def prepare(may_be_empty: bool) -> tuple[PairInputs, SoftmaxTerms]:
         check_reduction(reduction)
         inputs = check_pairs(x, y, scale, positives, groups, both_directions=symmetric, may_be_empty=may_be_empty)
-        return options.checked(inputs, columns=symmetric, group=place.group is not None)
+        return options.checked(inputs, columns=symmetric)
 
     found = sweep_negatives(
         prepare,
@@ -89,7 +89,7 @@ def nt_xent(
     def prepare(may_be_empty: bool) -> tuple[PairInputs, SoftmaxTerms]:
         check_reduction(reduction)
         inputs = check_views(z, scale, positives, may_be_empty=may_be_empty)
-        return options.checked(inputs, columns=False, group=place.group is not None)
+        return options.checked(inputs, columns=False)
 
     found = sweep_negatives(prepare, place, columns=False, function="nt_xent", reduction=reduction, **options.facts())
     return found.reduced(_losses_of_rows(found, place), reduction)
@@ -117,7 +117,7 @@ def directional(
         inputs = check_pairs(x, y, scale, positives, groups, both_directions=False, may_be_empty=may_be_empty)
         if by_column and positives is not None:  # a column that is nobody's positive has no loss
             check_positives(positives, x, len(y), distinct=True)
-        inputs, terms = options.checked(inputs, columns=by_column, group=place.group is not None)
+        inputs, terms = options.checked(inputs, columns=by_column)
         return (_scaled(inputs, terms, inputs.scale + hardness.others) if hardness.others else inputs), terms
 
     swept = sweep_negatives(

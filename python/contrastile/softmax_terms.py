@@ -65,13 +65,12 @@ class Options(NamedTuple):
         }
 
     def checked(
-        self, inputs: PairInputs, *, columns: bool, group: bool, scale_name: str = "scale"
+        self, inputs: PairInputs, *, columns: bool, scale_name: str = "scale"
     ) -> tuple[PairInputs, SoftmaxTerms]:
         """Checked against the embeddings, which autocast may widen.
 
         Args:
             columns: a softmax over columns takes part.
-            group: rows are spread over processes.
         """
         inputs, hard = _check_hard_negatives(self.hard_negatives, inputs)
         smoothing = check_number("label_smoothing", self.label_smoothing, 0, 1)
@@ -80,11 +79,6 @@ class Options(NamedTuple):
             raise ValueError(
                 f"prior with a {scale_name} of shape {tuple(inputs.scale.shape)}: over columns the floor "
                 f"exp(-{scale_name}) needs one {scale_name}"
-            )
-        if smoothing and group and inputs.row_groups is not None:
-            raise ValueError(
-                "label_smoothing with groups over a process group: the sum of a row's candidates would need those of "
-                "equal id from every process; expected groups=None, or label_smoothing=0"
             )
         terms = SoftmaxTerms(hard, smoothing, prior, self._most_similar(inputs, columns, scale_name))
         return inputs._replace(row_ceiling=terms.ceiling(inputs.scale)), terms

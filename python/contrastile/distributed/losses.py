@@ -6,7 +6,7 @@ their sum over the group. Its gradient is that of the sum of all processes' loss
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from contrastile import autograd, backends, formulas, formulas_negatives, formulas_siglip
 from contrastile.distributed.agreement import Facts, Sizes, agree
 from contrastile.distributed.member import Group, Member, summed_over
-from contrastile.distributed.plans import EXCHANGES, chosen_plan
+from contrastile.distributed.plans import EXCHANGES, Plan, chosen_plan
 from contrastile.distributed.sweeps import GroupSweeps
 from contrastile.formulas import NOTHING, GammaTerms, Wants, wants_of
 from contrastile.formulas_negatives import LogNegatives
@@ -35,6 +35,11 @@ class Shared(NamedTuple):
     sweeps: Backend | str
     sizes: Sizes
     group: Group
+    exchange: str | None
+
+    def plan_of_sums(self, sizes: Sequence[int], like: Tensor) -> Plan:
+        """For sums (sizes[rank], D) by column, of the dtype of like (..., D), where no features travel."""
+        return chosen_plan(Member(self.group), self.exchange, sizes, like.shape[-1], 0, like.dtype.itemsize)
 
     def reduced(self, local: Tensor, reduction: str) -> Tensor:
         """The loss from its sum over own rows."""
@@ -104,7 +109,7 @@ def share(
         sums = accumulation_dtype(inputs.x.dtype).itemsize if any(wants) and not inputs.self_similarity else 0
         plan = chosen_plan(member, exchange, sizes.cols, inputs.x.shape[1], inputs.x.dtype.itemsize, sums)
         sweeps = GroupSweeps(plan, name)
-    return Shared(inputs, terms, wants, sweeps, sizes, group)
+    return Shared(inputs, terms, wants, sweeps, sizes, group, exchange)
 
 
 def info_nce(shared: Shared, symmetric: bool, reduction: str) -> Tensor:
