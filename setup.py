@@ -54,8 +54,9 @@ class CMakeBuild(build_ext):
         cmake_program = os.path.join(cmake.CMAKE_BIN_DIR, "cmake")
         # Without build isolation the environment's own ninja is not on PATH unless it was activated.
         path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+        # Fresh: an earlier build's cache names tools of an isolated environment that is gone by now.
         configure = [
-            cmake_program, "-S", str(ROOT), "-B", self.build_temp, "-G", "Ninja",
+            cmake_program, "--fresh", "-S", str(ROOT), "-B", self.build_temp, "-G", "Ninja",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={module.parent}",

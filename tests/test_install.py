@@ -8,6 +8,8 @@ afterwards, by a .pth file.
 from __future__ import annotations
 
 import os
+import sys
+import sysconfig
 import tarfile
 import zipfile
 from importlib import metadata
@@ -51,10 +53,20 @@ def environment(tmp_path, build_tools) -> Environment:
     return Environment(tmp_path / "environment", build_tools)
 
 
+def leave_a_build_whose_tools_are_gone(source: Path) -> None:
+    """As an earlier `pip install .` does, which built in an isolated environment."""
+    folder = source / "build" / f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+    folder.mkdir(parents=True)
+    gone = {"CMAKE_GENERATOR:INTERNAL": "Ninja", "CMAKE_MAKE_PROGRAM:FILEPATH": "/gone/ninja"}
+    gone |= {"CMAKE_HOME_DIRECTORY:INTERNAL": source, "CMAKE_CACHEFILE_DIR:INTERNAL": folder}
+    (folder / "CMakeCache.txt").write_text("".join(f"{name}={value}\n" for name, value in gone.items()))
+
+
 @needs_compiler
 def test_without_nvcc_the_wheel_holds_the_package_and_its_cpu_backend_runs(environment, source, tmp_path):
     asked = {"CONTRASTILE_BUILD": "required", "CONTRASTILE_CUDA": "auto", "CUDACXX": ""}
     tools = os.pathsep.join([str(environment.build_tools / "bin"), path_without_nvcc(tmp_path / "path")])
+    leave_a_build_whose_tools_are_gone(source)
     printed = environment.pip("wheel", "--wheel-dir", tmp_path, source, **asked, PATH=tools)
     assert "no nvcc was found: the CUDA kernels are not built" in printed.stdout + printed.stderr
     (wheel,) = tmp_path.glob("contrastile-*.whl")
