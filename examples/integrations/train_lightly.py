@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import numpy as np
 import torch
 from contrastile.demo.data import IMAGE_SIZE, load_pairs
 from contrastile.integrations.lightly import NTXentLoss
@@ -21,11 +22,12 @@ BATCH, EPOCHS = 128, 3
 
 def main() -> None:
     torch.manual_seed(0)
-    random.seed(0)  # some of torchvision's transforms draw from it
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002, some of lightly's transforms draw from it
     model = nn.Sequential(encoder(), SimCLRProjectionHead(128, 128, 64, num_layers=2, batch_norm=True))
-    loss = NTXentLoss(temperature=0.1)
+    loss = NTXentLoss(temperature=0.5)
     print(f"{type(loss).__module__}.{type(loss).__qualname__}")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     transform = SimCLRTransform(input_size=IMAGE_SIZE, gaussian_blur=0.0)
     pictures = [
         Image.fromarray(each.permute(1, 2, 0).numpy()) for each in load_pairs(Path("out"), keep_one_in=2).images

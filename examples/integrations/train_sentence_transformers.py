@@ -14,7 +14,7 @@ from contrastile.integrations.sentence_transformers import (
     MultipleNegativesRankingLoss,
 )
 from datasets import Dataset
-from emoji import EMOJI_DATA
+from emoji import EMOJI_DATA, config
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -43,6 +43,7 @@ def main(model_name: str, cached: bool) -> None:
 
 def names() -> Dataset:
     """Names of emoji, (PAIRS,) rows of two columns; each name once."""
+    config.load_language("de")
     found = {}
     for entry in EMOJI_DATA.values():
         english, german = (entry.get(language, "").strip(":").replace("_", " ") for language in ("en", "de"))
