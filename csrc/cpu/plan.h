@@ -30,6 +30,7 @@ struct Plan {
   std::int64_t chunk_cols;     // columns of a window
   std::int64_t grad_rows;      // rows of dX that one unit of work owns,
   std::int64_t grad_features;  // and features
+  std::int64_t planes;         // logits of every pair that a window holds
 
   std::int64_t tiles_per_chunk() const { return ceil_div(chunk_cols, col_block); }
   std::int64_t blocks_per_strip() const { return ceil_div(strip_rows, row_block); }
@@ -44,6 +45,7 @@ struct PlanRequest {
   bool whole_rows;  // windows hold all columns, unless not even a few rows of them fit
   int threads;
   std::int64_t workspace_elements;
+  std::int64_t planes = 1;
 };
 
 // A tile of float logits stays in a second-level cache of 512 KiB or more.
@@ -71,14 +73,16 @@ inline std::int64_t packed_candidate_elements(const Plan& plan) {
 }
 
 inline std::int64_t thread_scratch_elements(const Plan& plan) {
-  return plan.col_block * col_vectors_per_thread + packed_candidate_elements(plan);
+  return plan.planes * plan.col_block * col_vectors_per_thread + packed_candidate_elements(plan);
 }
 
 // Logits of a window, tile columns one after another; products read past the
 // last row.
-inline std::int64_t score_elements(const Plan& plan) {
+inline std::int64_t plane_elements(const Plan& plan) {
   return plan.strip_rows * round_up(plan.chunk_cols, tile_width_multiple) + most_panel_rows * plan.col_block;
 }
+
+inline std::int64_t score_elements(const Plan& plan) { return plan.planes * plane_elements(plan); }
 
 // Anchors of a window, packed as either operand.
 inline std::int64_t packed_anchor_elements(const Plan& plan, std::int64_t depth) {
@@ -89,7 +93,7 @@ inline std::int64_t packed_anchor_elements(const Plan& plan, std::int64_t depth)
 // What a window of strip_rows x chunk_cols takes: logits, partial sums, packed
 // anchors.
 inline std::int64_t window_elements(const Plan& plan, std::int64_t depth) {
-  return score_elements(plan) + plan.strip_rows * row_partials_per_tile * plan.tiles_per_chunk() +
+  return score_elements(plan) + plan.planes * plan.strip_rows * row_partials_per_tile * plan.tiles_per_chunk() +
          packed_anchor_elements(plan, depth);
 }
 
@@ -102,7 +106,7 @@ inline std::int64_t workspace_elements(const Plan& plan, std::int64_t depth, int
 
 // Tiles beside one another in a window of the plan's rows.
 inline std::int64_t fitting_tiles(const Plan& plan, const PlanRequest& request, std::int64_t budget) {
-  const std::int64_t per_tile = plan.strip_rows * (plan.col_block + row_partials_per_tile);
+  const std::int64_t per_tile = plan.planes * plan.strip_rows * (plan.col_block + row_partials_per_tile);
   return (budget - packed_anchor_elements(plan, request.depth)) / per_tile;
 }
 
@@ -129,6 +133,7 @@ inline void cut_gradient(Plan& plan, const PlanRequest& request) {
 
 inline Plan make_plan(const PlanRequest& request) {
   Plan plan;
+  plan.planes = request.planes;
   // Wide tiles amortise packing; narrow problems are cut finer so that there is
   // work for every thread. Blocks of one triangle are whole panels both ways.
   if (request.triangle) {

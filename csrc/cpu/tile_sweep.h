@@ -51,7 +51,7 @@ class TileSweep {
         windows_(windows_of(plan_, rows_, cols_, triangle_)),
         team_(int(std::min<std::int64_t>(execution.threads, std::max(plan_.tiles_per_chunk(), plan_.grad_units(depth_))))),
         workspace_(workspace_elements(plan_, depth_, team_.threads())),
-        operands_(problem.anchors, problem.candidates, plan_, workspace_, team_.threads()),
+        operands_(problem.anchors, problem.candidates, {depth_}, plan_, workspace_, team_.threads()),
         row_max_(rows_, minus_infinity<Real>),
         row_sum_(rows_, Real(0)),
         col_max_(cols_, minus_infinity<Real>),
@@ -230,7 +230,7 @@ class TileSweep {
     operands_.products(
         grid_.tile_begin(tile), grid_.tile_cols(tile), grid_.blocks_of(tile), thread,
         [&](std::int64_t block) { return grid_.tile_at(tile, block); },
-        [&](std::int64_t block) { finish_logits(tile, block, thread, row_stats, col_stats); });
+        [&](std::int64_t block, std::size_t) { finish_logits(tile, block, thread, row_stats, col_stats); });
   }
 
   void finish_logits(std::int64_t tile, std::int64_t block, int thread, bool row_stats, bool col_stats) {
@@ -297,7 +297,7 @@ class TileSweep {
     }
     Real* dy = candidate_gradient(grads);
     if (dy && !grid_.on_diagonal(tile, block))
-      operands_.add_candidate_gradient(logits, cols, block, dy + col * depth_, onto_candidates(block));
+      operands_.add_candidate_gradient(logits, cols, block, 0, dy + col * depth_, onto_candidates(block));
   }
 
   // Of one triangle, dY is dX: pairs above the diagonal count towards both

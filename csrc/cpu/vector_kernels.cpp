@@ -6,14 +6,13 @@
 // bound  the arithmetic of the exponential; tiles are sized to stay in the
 //        second-level cache
 //
-// Where rows and columns both need exponentials, they share exp(s - m) with the
-// tile's largest logit m: exp(s - a) = exp(s - m) exp(m - a), the last factor
-// once a row or column. That is exact while m is at most `widest` above every
-// a; a tile in which it is not takes an exponential for each.
+// Where rows and columns both need exponentials, they share one
+// (shared_exponential.h); a tile in which they cannot takes one for each.
 #include "vector_kernels.h"
 
 #include <chrono>
 
+#include "shared_exponential.h"
 #include "vector_math.h"
 
 namespace {
@@ -40,26 +39,6 @@ void scale_and_maxima(Tile<Real> tile, const Real* row_scale, Real* row_max, Rea
     }
     row_max[i] = largest_lane<Real>(largest);
   }
-}
-
-// exp(s - m) is a normal number for every s that matters beside a value as low as m - widest.
-template <class Real>
-inline constexpr Real widest = 40;
-
-// The tile's largest logit, or 0 if it has none.
-template <class Real>
-inline Real shift_of_tile(const Real* row_max, std::int64_t rows) {
-  const Real none = -__builtin_inff();
-  Real largest = none;
-  for (std::int64_t i = 0; i < rows; ++i) largest = row_max[i] > largest ? row_max[i] : largest;
-  return largest == none ? Real(0) : largest;
-}
-
-template <class Real>
-inline Real smallest_of(const Real* values, std::int64_t count) {
-  Real smallest = __builtin_inff();
-  for (std::int64_t i = 0; i < count; ++i) smallest = values[i] < smallest ? values[i] : smallest;
-  return smallest;
 }
 
 // The same over maxima, leaving out those of no elements.
