@@ -1,7 +1,7 @@
 // contrastile._C: the C++ backends as seen from Python. Tensors cross as
 // addresses, so that no libtorch is linked and one build serves every torch;
-// python/contrastile/backends/cpu.py and cpu_rows.py, which call the sweeps and
-// row passes, check shapes and keep the tensors alive during a call.
+// python/contrastile/backends/cpu.py, cpu_rows.py and cpu_prefixes.py, which call
+// the sweeps and row passes, check shapes and keep the tensors alive during a call.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,12 +9,14 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #ifdef CONTRASTILE_HAS_CUDA
 #include "cuda_bindings.h"
 #endif
 #include "cpu/isa.h"
+#include "cpu/prefix_sweep.h"
 #include "cpu/row_pass.h"
 #include "cpu/sweeps.h"
 #include "cpu/team.h"
@@ -98,7 +100,33 @@ void bind_sweeps(py::module_& module, const char* suffix) {
            py::kw_only(), py::arg("dx"), py::arg("dy"), py::arg("row_moment"), py::arg("row_mass"),
            py::arg("col_mass"), py::arg("row_weight"));
 
+  py::class_<PrefixProblem<Real>>(module, named("PrefixProblem").c_str())
+      .def(py::init([](const EmbeddingView& anchors, const EmbeddingView& candidates, Address scale, Address positives,
+                       std::vector<std::int64_t> ends, std::vector<double> gains, bool columns, bool normalize) {
+             return PrefixProblem<Real>{anchors,
+                                        candidates,
+                                        pointer<Real>(scale),
+                                        pointer<std::int64_t>(positives),
+                                        std::move(ends),
+                                        std::move(gains),
+                                        columns,
+                                        normalize};
+           }),
+           py::kw_only(), py::arg("anchors"), py::arg("candidates"), py::arg("scale"), py::arg("positives"),
+           py::arg("ends"), py::arg("gains"), py::arg("columns"), py::arg("normalize"));
+
+  py::class_<PrefixResults<Real>>(module, named("PrefixResults").c_str())
+      .def(py::init([](Address row_max, Address row_sum, Address col_max, Address col_sum, Address positive_logit,
+                       Address dx, Address dy, Address row_moment) {
+             return PrefixResults<Real>{pointer<Real>(row_max), pointer<Real>(row_sum),        pointer<Real>(col_max),
+                                        pointer<Real>(col_sum), pointer<Real>(positive_logit), pointer<Real>(dx),
+                                        pointer<Real>(dy),      pointer<Real>(row_moment)};
+           }),
+           py::kw_only(), py::arg("row_max"), py::arg("row_sum"), py::arg("col_max"), py::arg("col_sum"),
+           py::arg("positive_logit"), py::arg("dx"), py::arg("dy"), py::arg("row_moment"));
+
   const py::call_guard<py::gil_scoped_release> without_gil;
+  module.def(named("prefix_softmax").c_str(), &prefix_softmax<Real>, without_gil);
   module.def(
       named("positive_logits").c_str(),
       [](const PairProblem<Real>& problem, Address logits, const Execution& execution) {

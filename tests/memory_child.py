@@ -54,6 +54,9 @@ def losses(backend: str):
         "gamma": gamma,
         "nt_xent": lambda x, y, scale: ct.nt_xent(x, scale, backend=backend),
         "log_normalizers": normalizers,
+        "prefixes": lambda x, y, scale: ct.matryoshka(
+            ct.info_nce, x, y, dims=(x.shape[1] // 4, x.shape[1] // 2, x.shape[1]), scale=scale, backend=backend
+        ),
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import contrastile as ct
 import pytest
 import torch
+from contrastile.functional_prefixes import info_nce_over_prefixes
 from support import BACKENDS_HERE, SQUARE_SHAPES, WIDE_SHAPES, Shape, small_workspace, towers
 from torch import Tensor
 
@@ -37,7 +38,12 @@ def self_similarity(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
     return ct.nt_xent(torch.cat([x, y]), scale, backend="cpu")
 
 
-LOSSES = [symmetric, rows_only, per_row, gamma, self_similarity]
+def prefixes(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    dims = sorted({(x.shape[1] + 3) // 4, (x.shape[1] + 1) // 2, x.shape[1]})
+    return info_nce_over_prefixes(x, y, scale, dims=dims, weights=[1.0, 0.5, 2.0][: len(dims)], normalize=True)
+
+
+LOSSES = [symmetric, rows_only, per_row, gamma, self_similarity, prefixes]
 
 
 def bits(loss: Callable[..., Tensor], shape: Shape, dtype: torch.dtype, threads: int) -> bytes:

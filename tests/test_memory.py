@@ -22,6 +22,7 @@ CASES = (
     "gamma",
     "nt_xent",
     "log_normalizers",
+    "prefixes",
 )
 
 
@@ -74,7 +75,7 @@ def test_extra_memory_at_16384_rows_where_logits_would_take_a_gibibyte(backend):
 @pytest.mark.skipif("cpu" not in BACKENDS_HERE, reason="the cpu backend is not available")
 @pytest.mark.parametrize("threads", [1, 8])
 def test_extra_memory_of_cpu_does_not_grow_with_the_thread_count(threads):
-    found = extra_mib(("info_nce", "one_direction", "gamma", "nt_xent"), "cpu", 4096, threads=threads)
+    found = extra_mib(("info_nce", "one_direction", "gamma", "nt_xent", "prefixes"), "cpu", 4096, threads=threads)
     two_threads = extra_mib(CASES, "cpu", 4096)
     del found["kept"]
     for case, mib in found.items():

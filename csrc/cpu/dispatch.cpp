@@ -1,5 +1,6 @@
 // Chooses the instruction set. Every set is a namespace, filled by
-// vector_kernels.cpp, product_kernels.cpp and row_kernels.cpp.
+// vector_kernels.cpp, product_kernels.cpp, row_kernels.cpp and
+// prefix_kernels.cpp.
 #include <cstdlib>
 #include <string_view>
 
@@ -13,6 +14,8 @@
   extern const ProductKernels<double> product_kernels_double; \
   extern const RowKernels<float> row_kernels_single;          \
   extern const RowKernels<double> row_kernels_double;         \
+  extern const PrefixKernels<float> prefix_kernels_single;    \
+  extern const PrefixKernels<double> prefix_kernels_double;   \
   double fma_rate(double seconds);                            \
   }                                                           \
   namespace contrastile::cpu {                                \
@@ -23,6 +26,8 @@
                                 &set::product_kernels_double, \
                                 &set::row_kernels_single,     \
                                 &set::row_kernels_double,     \
+                                &set::prefix_kernels_single,  \
+                                &set::prefix_kernels_double,  \
                                 &set::fma_rate};              \
   }
 
@@ -84,6 +89,16 @@ const RowKernels<float>& row_kernels<float>() {
 template <>
 const RowKernels<double>& row_kernels<double>() {
   return *isa().row_double;
+}
+
+template <>
+const PrefixKernels<float>& prefix_kernels<float>() {
+  return *isa().prefix_single;
+}
+
+template <>
+const PrefixKernels<double>& prefix_kernels<double>() {
+  return *isa().prefix_double;
 }
 
 }  // namespace contrastile::cpu

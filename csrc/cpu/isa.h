@@ -2,6 +2,7 @@
 // process.
 #pragma once
 
+#include "prefix_kernels.h"
 #include "product_kernels.h"
 #include "row_kernels.h"
 #include "vector_kernels.h"
@@ -16,6 +17,8 @@ struct Isa {
   const ProductKernels<double>* product_double;
   const RowKernels<float>* row_single;
   const RowKernels<double>* row_double;
+  const PrefixKernels<float>* prefix_single;
+  const PrefixKernels<double>* prefix_double;
   // Fused multiply-adds on registers alone for about `seconds`; flop/s of the
   // calling thread.
   double (*fma_rate)(double seconds);

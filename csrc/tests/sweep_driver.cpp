@@ -1,4 +1,4 @@
-// Runs both sweeps over random problems for AddressSanitizer, UndefinedBehaviorSanitizer and
+// Runs all sweeps over random problems for AddressSanitizer, UndefinedBehaviorSanitizer and
 // ThreadSanitizer, and compares every result with double loops.
 //
 //     sweep_driver [cases = 200] [first seed = 0]
@@ -19,6 +19,7 @@
 #include "cpu/vector_kernels.h"
 #include "dense_truth.h"
 #include "judge.h"
+#include "prefix_case.h"
 #include "random_embeddings.h"
 
 namespace {
@@ -282,12 +283,18 @@ class Case {
   DenseStats truth_;
 };
 
-template <class Real>
+template <class Case>
 bool passes(Random& random, ElementType type, unsigned seed) {
-  Case<Real> one(random, type);
+  Case one(random, type);
   const std::string failure = one.run();
   if (!failure.empty()) std::printf("seed %u (%s): %s\n", seed, one.describe().c_str(), failure.c_str());
   return failure.empty();
+}
+
+template <class Real>
+bool all_pass(Random& random, ElementType type, unsigned seed) {
+  const bool pairs = passes<Case<Real>>(random, type, seed);
+  return passes<PrefixCase<Real>>(random, type, seed) && pairs;
 }
 
 }  // namespace
@@ -301,7 +308,7 @@ int main(int count, char** arguments) {
     const ElementType type = random.one_of({ElementType::float16, ElementType::bfloat16, ElementType::float32,
                                             ElementType::float32, ElementType::float64});
     const bool passed =
-        type == ElementType::float64 ? passes<double>(random, type, seed) : passes<float>(random, type, seed);
+        type == ElementType::float64 ? all_pass<double>(random, type, seed) : all_pass<float>(random, type, seed);
     failures += !passed;
   }
   std::printf("%u cases with %s vectors, %u mismatches\n", cases, isa().name, failures);

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from contrastile import formulas, formulas_negatives, formulas_siglip
+from contrastile import formulas, formulas_negatives, formulas_prefixes, formulas_siglip
 from contrastile.formulas import Formed, Former, GammaTerms, Gradients, Wants
+from contrastile.formulas_prefixes import PrefixTerms
 from contrastile.formulas_siglip import SigLipKept
 from contrastile.validation import PairInputs
 
@@ -25,6 +26,7 @@ __all__ = [
     "InfoNCEFunction",
     "LogNegativesFunction",
     "LogNormalizersFunction",
+    "PrefixesFunction",
     "SigLipFunction",
 ]
 
@@ -199,6 +201,26 @@ class LogNegativesFunction(torch.autograd.Function):
             inputs, stats, row_gain, col_gain, positive_gain, _form(ctx, inputs)
         )
         return _for_all_arguments(ctx, inputs, gradients)
+
+
+class PrefixesFunction(torch.autograd.Function):
+    """apply(*PairInputs, *PrefixTerms) -> loss."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        inputs, ctx.terms = PairInputs(*arguments[:INPUTS]), PrefixTerms(*arguments[INPUTS:])
+        loss, ctx.formed = formulas_prefixes.prefixes_forward(inputs, ctx.terms, Wants(*ctx.needs_input_grad[:3]))
+        ctx.save_for_backward(*inputs)
+        return loss
+
+    @staticmethod
+    @differentiable_once
+    def backward(ctx: Any, saved: Saved, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, formed = PairInputs(*saved), _take_formed(ctx)
+        if formed is None:
+            _, formed = formulas_prefixes.prefixes_forward(inputs, ctx.terms, Wants(*ctx.needs_input_grad[:3]))
+            assert formed is not None
+        return _for_all_arguments(ctx, inputs, formulas.finished(inputs, formed, upstream))
 
 
 def _take_formed(ctx: Any) -> Formed | None:

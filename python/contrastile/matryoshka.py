@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
+from contrastile.functional import info_nce
+from contrastile.functional_prefixes import SWEPT, fits, info_nce_over_prefixes
 from contrastile.validation import accumulation_dtype, check_number
 
 __all__ = ["matryoshka"]
@@ -27,7 +29,9 @@ def matryoshka(
     """sum_d weight_d loss_fn( first d features of each of the embeddings ) (Kusupati et al. 2022, MRL).
 
     matryoshka(info_nce, x, y, dims=(64, 256), scale=20.0) is info_nce(x_64, y_64, scale=20.0) + the same of 256. Each
-    prefix is a loss of its own, with its own sweeps: sum(dims) / D of the products of one loss at the full D.
+    prefix is a loss of its own, with its own sweeps: sum(dims) / D of the products of one loss at the full D. On the
+    C++ backend one sweep, with the products of the longest prefix, serves all prefixes of `info_nce` itself; its
+    options are then scale, symmetric, positives and a reduction to a number, and dims are distinct.
 
     Args:
         loss_fn: takes as many embeddings as are given, and the options; or one function for each of the dims, which a
@@ -59,9 +63,12 @@ def matryoshka(
     weights = [1.0] * len(dims) if weights is None else list(weights)
     if len(weights) != len(dims):
         raise ValueError(f"weights holds {len(weights)} for {len(dims)} dims: expected one for each")
+    weights = [check_number("a weight", weight, 0) for weight in weights]
+    if all(loss is info_nce for loss in losses) and fits(embeddings, dims, options):
+        plain = {name: value for name, value in options.items() if name in SWEPT}
+        return info_nce_over_prefixes(*embeddings, dims=dims, weights=weights, normalize=normalize, **plain)
     total: Tensor | None = None
     for dim, weight, loss in zip(dims, weights, losses, strict=True):
-        weight = check_number("a weight", weight, 0)
         prefixes = [rows[..., :dim] for rows in embeddings]
         if normalize:
             prefixes = [_unit_rows(prefix) for prefix in prefixes]

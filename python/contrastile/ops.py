@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from contrastile import formulas, formulas_negatives, formulas_siglip
+from contrastile import formulas, formulas_negatives, formulas_prefixes, formulas_siglip
 from contrastile.autograd import INPUTS, Saved, differentiable_once
 from contrastile.formulas import GammaTerms, Gradients, Wants
+from contrastile.formulas_prefixes import PrefixTerms
 from contrastile.formulas_siglip import SigLipKept
 from contrastile.pairs import GivenWeights, WeightFunction
 from contrastile.validation import PairInputs, accumulation_dtype
+from contrastile.version import __version__
 
 INPUTS_SCHEMA = (
     "Tensor x, Tensor? y, Tensor scale, Tensor? positives, Tensor? row_groups, Tensor? col_groups, Tensor? row_ceiling"
@@ -31,7 +33,9 @@ FORM_SCHEMA = "bool form_dx, bool form_dy, bool form_dscale"
 TRACED_SCHEMA = "str backend, str release"
 TERMS_SCHEMA = "Tensor log_u, Tensor? log_v, Tensor? row_draws, Tensor? col_draws, float log_multiplier, bool cap"
 WEIGHTS_SCHEMA = "Tensor row_shift, Tensor row_gain, Tensor? col_shift, Tensor? col_gain, Tensor? positive_coeff"
+PREFIXES_SCHEMA = "int[] lengths, float[] weights, bool normalize, bool symmetric, str reduction"
 TERMS = len(GammaTerms._fields)
+PREFIX_TERMS = len(PrefixTerms._fields)
 STATS = 5
 
 
@@ -165,6 +169,39 @@ def _siglip_backward(ctx: Any, saved: Saved, upstream: Tensor, *_: Any) -> tuple
 siglip.register_autograd(_siglip_backward, setup_context=_keep_siglip)
 
 
+# (loss, dx, dy, dscale)
+@_op("prefixes", f"{PREFIXES_SCHEMA}, {FORM_SCHEMA}, str release", 1 + 3)
+def prefixes(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, terms, form = _prefix_arguments(arguments)
+    loss, formed = formulas_prefixes.prefixes_forward(inputs, terms, form)
+    return loss, *_present(inputs, formed)
+
+
+@_fake_of(prefixes)
+def _fake_prefixes(*arguments: Any) -> tuple[Tensor, ...]:
+    inputs, terms, form = _prefix_arguments(arguments)
+    return _fake_loss(inputs, terms.reduction), *_fake_formed(inputs, form, terms.reduction)
+
+
+def _keep_prefixes(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, ...]) -> None:
+    _, ctx.terms, _ = _prefix_arguments(inputs)
+    ctx.save_for_backward(*inputs[:INPUTS], *output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+@differentiable_once
+def _prefixes_backward(ctx: Any, saved: Saved, upstream: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    inputs, formed = PairInputs(*saved[:INPUTS]), _formed(ctx, saved[INPUTS:])
+    if formed is None:
+        _, *found = prefixes(*inputs, *ctx.terms, *ctx.needs_input_grad[:3], __version__)
+        formed = Gradients(*map(_absent, found))
+    return _for_all_arguments(ctx, inputs, formed.times(upstream, in_place=False))
+
+
+prefixes.register_autograd(_prefixes_backward, setup_context=_keep_prefixes)
+
+
 # (row_lse, col_lse, row_max, row_sum, col_max, col_sum, positive_logit)
 @_op("log_normalizers", f"bool columns, float log_multiplier, {TRACED_SCHEMA}", 2 + STATS)
 def log_normalizers(*arguments: Any) -> tuple[Tensor, ...]:
@@ -292,6 +329,11 @@ def _for_all_arguments(ctx: Any, inputs: PairInputs, gradients: Gradients) -> tu
 def _gamma_arguments(arguments: Sequence[Any]) -> tuple[PairInputs, GammaTerms, Sequence[Any]]:
     terms = GammaTerms(*arguments[INPUTS : INPUTS + TERMS])
     return PairInputs(*arguments[:INPUTS]), terms, arguments[INPUTS + TERMS :]
+
+
+def _prefix_arguments(arguments: Sequence[Any]) -> tuple[PairInputs, PrefixTerms, Wants]:
+    terms, form = arguments[INPUTS : INPUTS + PREFIX_TERMS], arguments[INPUTS + PREFIX_TERMS : -1]
+    return PairInputs(*arguments[:INPUTS]), PrefixTerms(*terms), Wants(*form)
 
 
 def _present(inputs: PairInputs, tensors: Sequence[Tensor | None] | None) -> list[Tensor]:

@@ -7,6 +7,7 @@ Everything in this package that touches a pair (i, j) goes through one of two sw
 
 with logits s_ij = scale_i * <x_i, y_j>, or through positive_logits, which gives those of the positives alone. A backend
 implements these functions over the types of this file and knows nothing of losses; a loss knows nothing of backends.
+backends/cpu_prefixes.py has the one exception, for several logits of a pair.
 
 Three kinds of pair are told apart:
 

@@ -54,21 +54,20 @@ class InfoNCELoss(nn.Module):
         prior: Tensor | None = None,
     ) -> Tensor:
         """The loss, (). prior, (N,), in the place of the module's; other arguments and errors as `info_nce`."""
-        return info_nce(
-            x,
-            y,
-            scale,
-            symmetric=self.symmetric,
-            positives=positives,
-            groups=groups,
-            hard_negatives=hard_negatives,
-            label_smoothing=self.label_smoothing,
-            prior=self.prior if prior is None else prior,
-            false_negative_margin=self.false_negative_margin,
-            group=self.group,
-            exchange=self.exchange,
-            backend=self.backend,
-        )
+        options = self.options() if prior is None else self.options() | {"prior": prior}
+        return info_nce(x, y, scale, positives=positives, groups=groups, hard_negatives=hard_negatives, **options)
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of `info_nce` that the module keeps."""
+        return {
+            "symmetric": self.symmetric,
+            "label_smoothing": self.label_smoothing,
+            "prior": self.prior,
+            "false_negative_margin": self.false_negative_margin,
+            "group": self.group,
+            "exchange": self.exchange,
+            "backend": self.backend,
+        }
 
 
 class DirectionalInfoNCELoss(nn.Module):
@@ -155,7 +154,18 @@ class MatryoshkaLoss(nn.Module):
 
     def forward(self, *embeddings: Tensor, **options: Any) -> Tensor:
         """The weighted sum. options, such as scale=20.0, go to every loss by name; errors as `matryoshka`."""
-        losses = list(self.losses) if isinstance(self.losses, nn.ModuleList) else self.losses
+        losses: Any = list(self.losses) if isinstance(self.losses, nn.ModuleList) else self.losses
+        kept = _options_of(self.losses) if options.keys() <= {"scale", "positives"} else None
+        if kept is not None:  # by its function's name one sweep may serve all prefixes
+            losses, options = info_nce, kept | options
         return matryoshka(
             losses, *embeddings, dims=self.dims, weights=self.weights, normalize=self.normalize, **options
         )
+
+
+def _options_of(loss: nn.Module) -> dict[str, Any] | None:
+    """Of an InfoNCELoss whose calls nobody listens to, who would miss them."""
+    if type(loss) is not InfoNCELoss:
+        return None
+    hooks = (loss._forward_hooks, loss._forward_pre_hooks, loss._backward_hooks, loss._backward_pre_hooks)
+    return None if any(hooks) else loss.options()
