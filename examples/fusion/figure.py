@@ -17,7 +17,7 @@ from examples.fusion.questions import ANSWERS, TASKS
 from examples.fusion.report import SORTS, by_structure
 from examples.fusion.runs import model_path
 from examples.fusion.scenes import Sprites
-from examples.fusion.tasks import Answering, answers
+from examples.fusion.tasks import PICTURES, Answering, answers
 from examples.fusion.train import TEXT_ONLY, Run
 
 SHOWN = 5  # examples of each task
@@ -70,7 +70,10 @@ def draw_answers(picture: Path, structure: str, answering: Answering, data: Corp
     """Examples of each task, one of a sort at least where there is room, as the model sees them."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(len(TASKS), SHOWN, figsize=(2.5 * SHOWN, 3.1 * len(TASKS)), layout="constrained")
+    heights = [2.3 / PICTURES[task] + 0.8 for task in TASKS]  # of pictures side by side, and words
+    figure, axes = pyplot.subplots(
+        len(TASKS), SHOWN, figsize=(2.5 * SHOWN, sum(heights)), height_ratios=heights, layout="constrained"
+    )
     for line, task in zip(axes, TASKS, strict=True):
         asked = data.held_out[task]
         chosen = chosen_of(asked, list(SORTS[task]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import mean
 from typing import Any
 
@@ -17,8 +17,7 @@ from examples.fusion.train import TEXT_ONLY
 
 ROWS = (TEXT_ONLY, *STRUCTURES)
 SORTS = dict(zip(TASKS, (QUESTIONS, STATEMENTS, HYPOTHESES), strict=True))
-MEASURED = tuple(name for task in TASKS for name in (task, *(f"{task}: {sort}" for sort in SORTS[task])))
-WIDTH = 170
+WIDTH = 100
 
 Row = dict[str, Any]
 
@@ -40,29 +39,39 @@ def gains(rows: Sequence[Row], structure: str, name: str) -> list[float]:
 
 def report(rows: Sequence[Row]) -> None:
     kinds = by_structure(rows)
-    table = Table(title="Right answers about held-out combinations, %: mean over seeds and 95 % confidence interval")
-    table.add_column("row", no_wrap=True)
-    for name in ("seeds", *(name.replace(": ", ":\n") for name in MEASURED), "s a run"):
-        table.add_column(name, justify="right")
-    for structure, runs in kinds.items():
-        seconds = mean(run.get("pretraining seconds", 0) + run["fine-tuning seconds"] for run in runs)
-        shares = (percent([run[name] for run in runs]) for name in MEASURED)
-        table.add_row(
-            structure, str(len(runs)), *shares, f"{seconds:.0f}", style="dim" if structure == TEXT_ONLY else None
-        )
     console = Console(width=WIDTH)
-    console.print(table)
+    console.print(_shares(kinds, "Right answers about held-out combinations, %", TASKS))
+    for task in TASKS:
+        console.print(_shares(kinds, f"{task.capitalize()}, by what is asked for", SORTS[task], f"{task}: "))
     if differences := _differences(rows, list(kinds)):
         console.print(differences)
+    seconds = (
+        f"{structure} {mean(run.get('pretraining seconds', 0) + run['fine-tuning seconds'] for run in runs):.0f}"
+        for structure, runs in kinds.items()
+    )
     console.print(
-        "The interval is over seeds of start, order and augmentation alone; the examples are the same ones.\n"
+        "Mean over seeds and half of its 95 % confidence interval, which is over seeds of start, order and\n"
+        "augmentation alone; the examples are the same ones.\n"
         f"{TEXT_ONLY}: the same model and heads fine-tuned without pictures: what can be guessed.\n"
-        "s a run: of one core, pre-training and fine-tuning."
+        f"Seconds a run, of one core, pre-training and fine-tuning: {', '.join(seconds)}."
     )
 
 
+def _shares(kinds: dict[str, list[Row]], title: str, columns: Iterable[str], prefix: str = "") -> Table:
+    """What is measured under the prefix and a column's name."""
+    columns = list(columns)
+    table = Table(title=title, title_justify="left")
+    table.add_column("row", no_wrap=True)
+    for name in ("seeds", *columns):
+        table.add_column(name, justify="right", no_wrap=True)
+    for structure, runs in kinds.items():
+        shares = (percent([run[prefix + name] for run in runs]) for name in columns)
+        table.add_row(structure, str(len(runs)), *shares, style="dim" if structure == TEXT_ONLY else None)
+    return table
+
+
 def _differences(rows: Sequence[Row], structures: Sequence[str]) -> Table | None:
-    table = Table(title="Points above the base with the same seed")
+    table = Table(title="Points above the base with the same seed", title_justify="left")
     for name in ("row", "seeds", *TASKS):
         table.add_column(name, justify="right")
     for structure in structures:
