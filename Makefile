@@ -21,10 +21,10 @@ IN_PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadsco
 
 .DEFAULT_GOAL := targets
 .DELETE_ON_ERROR:
-.PHONY: targets install demo test check bench must-reach kernels-full cuda-host-full gpu-check clean build/typed
+.PHONY: targets install demo test check bench must-reach kernels-full interpreter-full cuda-host-full gpu-check clean build/typed
 
 targets:  # this list
-	@awk -F ':.*  # ' '/^[a-z-]+:.*  # / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*  # ' '/^[a-z-]+:.*  # / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 install: $(VENV)/.package  # the package, editable, and PyTorch into .venv
 	@$(RUN) -m contrastile doctor
@@ -48,6 +48,9 @@ must-reach: $(VENV)/.bench  # the performance promises, measured and judged
 
 kernels-full: $(VENV)/.test  # compile every kernel configuration for every GPU, check it, compare its bound
 	$(RUN) -m contrastile doctor --kernels all
+
+interpreter-full: $(VENV)/.test  # run the Triton kernels in Triton's interpreter, at length
+	CONTRASTILE_KERNELS=full $(RUN) -m pytest --durations=10 --numprocesses auto --dist load tests/test_triton_interpreter.py
 
 cuda-host-full: $(VENV)/.test  # run the CUDA kernels on the processor: plain, under sanitizers, with a race check, at length
 	CUDA_HOST_FULL=1 $(RUN) -m pytest --durations=20 tests/test_cuda_driver.py tests/test_cuda_kernels.py \

@@ -1,7 +1,7 @@
 """Starts the tests that the Triton kernels share with the other backends, and their own, in Triton's interpreter.
 
-Triton reads TRITON_INTERPRET when kernels are defined: one process interprets or compiles. With
-CONTRASTILE_KERNELS=full the child processes leave nothing out.
+Triton reads TRITON_INTERPRET when kernels are defined: one process interprets or compiles.
+`make interpreter-full` leaves nothing out.
 """
 
 from __future__ import annotations
