@@ -5,7 +5,7 @@ from __future__ import annotations
 import contrastile as ct
 import pytest
 import torch
-from support import BACKENDS_HERE, Shape, towers
+from support import BACKENDS_HERE, INTERPRETING, Shape, towers
 
 
 @pytest.fixture(params=BACKENDS_HERE)
@@ -22,6 +22,8 @@ def test_ranks_count_the_strictly_better_candidates(backend):
 
 def test_duplicates_of_the_positive_do_not_outrank_it(backend):
     x, _ = towers(Shape(40, 40, 33))
+    if INTERPRETING:  # NumPy's product may round a column by its place: take features whose sums are exact
+        x = (64 * x).round() / 64
     y = x.repeat(3, 1)
     assert ct.retrieval_ranks(x, y, backend=backend).tolist() == [0] * 40
 
