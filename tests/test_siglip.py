@@ -83,14 +83,27 @@ def dense_siglip(x, y, scale, bias, *, positives=None, groups=None, reduction="m
     return {"mean": rows.mean, "sum": rows.sum, "none": rows.clone}[reduction]()
 
 
-def assert_siglip(inputs, backend: str, **options) -> None:
+def assert_siglip(inputs, backend: str, beyond: dict[str, float] | None = None, **options) -> None:
     assert_as_exact_as_dense(
         lambda **leaves: ct.siglip(**leaves, backend=backend, **options),
         lambda **leaves: dense_siglip(**leaves, **options),
         lambda **leaves: reference.siglip(**leaves, **options),
         inputs,
         dense_dtype=accumulation(inputs["x"].dtype),
+        beyond=beyond,
     )
+
+
+def rounded_coefficients(inputs) -> dict[str, float]:
+    """What coefficients rounded to 16 bits can do to the gradient of the scale, which GPU kernels sum from rows of dX.
+
+    Dense coefficients are rounded too, but their errors may cancel: of few features they often do.
+    """
+    x, y, scale, bias = (leaf.double() for leaf in inputs.values())
+    products = x @ y.T
+    signs = 2.0 * torch.eye(*products.shape, dtype=F64) - 1
+    coefficients = torch.sigmoid(-signs * (scale * products + bias)) / len(x)
+    return {"dscale": torch.finfo(inputs["x"].dtype).eps / 2 * (coefficients * products).abs().sum().item()}
 
 
 # The sweep
@@ -166,7 +179,9 @@ def test_nan_reaches_exactly_the_results_it_affects(backend):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", ODD_SHAPES, ids=str)
 def test_any_shape_and_dtype_is_as_exact_as_dense_torch(backend, shape, dtype):
-    assert_siglip(inputs_of(shape, dtype), backend)
+    inputs = inputs_of(shape, dtype)
+    rounds = backend in ("triton", "cuda") and dtype.itemsize == 2
+    assert_siglip(inputs, backend, rounded_coefficients(inputs) if rounds else None)
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum"])
