@@ -76,3 +76,4 @@ if __name__ == "__main__":
     torch.save(train(folder, rank, int(sys.argv[2])), folder / f"end{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()
+    os._exit(0)  # PyTorch's threads may abort a process that is done, while the interpreter takes it down
