@@ -24,7 +24,7 @@ from contrastile.distributed.sums_by_id import sum_of_all_others
 from contrastile.formulas import wants_of
 from contrastile.softmax_terms import Prior, SoftmaxTerms
 from contrastile.statistics import SOFTPLUS_THRESHOLD, finite
-from contrastile.sums_by_id import number_of_others, sum_of_others
+from contrastile.sums_by_id import SumsOfOthers, number_of_others
 from contrastile.validation import PairInputs, accumulation_dtype
 from contrastile.version import __version__
 
@@ -303,6 +303,6 @@ def _kind(
 def _sum_of_others(found: Swept, ids: Ids, columns: Tensor, sizes: Sequence[int]) -> Tensor:
     """Of another id than the row's, (N, D)."""
     if found.shared is None:
-        return sum_of_others(ids.row, ids.col, columns)
+        return SumsOfOthers(ids.col, columns).of(ids.row)
     of_rows, of_cols = (found.shared.plan_of_sums(each, columns) for each in (found.rows, sizes))
     return sum_of_all_others(ids.row, ids.col, columns, of_rows, of_cols)

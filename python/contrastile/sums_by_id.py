@@ -12,18 +12,23 @@ def number_of_others(row_ids: Tensor, col_ids: Tensor) -> Tensor:
     return len(col_ids) - (end - first)
 
 
-def sum_of_others(row_ids: Tensor, col_ids: Tensor, columns: Tensor) -> Tensor:
-    """Sum of the columns (M, D) of another id than the row's, (N, D).
+class SumsOfOthers:
+    """Columns (M, D), for sums of those of another id than a row's: sorted once, for any rows.
 
-    From both ends of the sorted columns: nothing is subtracted, so that a row without others has exactly 0.
+    Sums come from both ends of the sorted columns: nothing is subtracted, so that a row without others has exactly 0.
     """
-    sorted_ids, order = col_ids.sort(stable=True)
-    first, end = _own_of_sorted(row_ids, sorted_ids)
-    ordered = columns[order]
-    nothing = ordered.new_zeros(1, ordered.shape[1])
-    before = torch.cat([nothing, ordered.cumsum(0)])
-    behind = torch.cat([ordered.flip(0).cumsum(0).flip(0), nothing])
-    return before[first] + behind[end]
+
+    def __init__(self, col_ids: Tensor, columns: Tensor) -> None:
+        self.sorted_ids, order = col_ids.sort(stable=True)
+        ordered = columns[order]
+        nothing = ordered.new_zeros(1, ordered.shape[1])
+        self.before = torch.cat([nothing, ordered.cumsum(0)])
+        self.behind = torch.cat([ordered.flip(0).cumsum(0).flip(0), nothing])
+
+    def of(self, row_ids: Tensor) -> Tensor:
+        """Row ids (N,) -> (N, D)."""
+        first, end = _own_of_sorted(row_ids, self.sorted_ids)
+        return self.before[first] + self.behind[end]
 
 
 def _own_of_sorted(row_ids: Tensor, sorted_ids: Tensor) -> tuple[Tensor, Tensor]:

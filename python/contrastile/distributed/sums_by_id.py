@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from contrastile.distributed.plans import Columns, Plan, Sums
-from contrastile.sums_by_id import sum_of_others
+from contrastile.sums_by_id import SumsOfOthers
 
 
 def sum_of_all_others(row_ids: Tensor, col_ids: Tensor, columns: Tensor, of_rows: Plan, of_cols: Plan) -> Tensor:
-    """`contrastile.sums_by_id.sum_of_others` over a group: rows (N,) and columns (M, D) are this process's; (N, D).
+    """`contrastile.sums_by_id.SumsOfOthers` over a group: rows (N,) and columns (M, D) are this process's; (N, D).
 
     The gradient is that of the sum of all processes' results: all of them call backward.
 
@@ -31,9 +31,10 @@ class _SumOfOthersFunction(torch.autograd.Function):
     def forward(ctx: Any, columns: Tensor, row_ids: Tensor, col_ids: Tensor, of_rows: Plan, of_cols: Plan) -> Tensor:
         ctx.save_for_backward(row_ids, col_ids)
         ctx.plans = of_rows, of_cols
+        sums = SumsOfOthers(col_ids, columns)
 
         def visit(block: Columns, own_at: int | None) -> Sums:
-            return Sums(grad=sum_of_others(block["ids"], col_ids, columns))
+            return Sums(grad=sums.of(block["ids"]))
 
         total = of_rows.lap(of_rows.hold({"ids": row_ids}), {}, visit, "candidates").grad
         assert total is not None
